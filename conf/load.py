@@ -1,0 +1,65 @@
+"""Compose a configuration and turn Hydra's refusals into one line: what, where, what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.schema import register
+
+FOLDER = Path(__file__).resolve().parent
+_open_key = re.compile(r"^(\w+\.)?(trainer|architecture|gates)\.\w+=")     # open dictionaries: any key of TRL's may be set
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be composed."""
+
+
+def load_config(overrides: list[str], name: str = "config") -> DictConfig:
+    """The composed, type-checked configuration, every value resolved.
+
+    Raises: ConfigError in one line, for an unknown key, a wrong type, a missing value or an unknown choice of a group.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            config = compose(name, overrides=[_open_key.sub(r"++\g<0>", override) for override in overrides])
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from None
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=… to the command line")
+    return config
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    text = " ".join(f"{error} {cause if cause is not error else ''}".split())
+    if match := re.search(r"full_key: (\S+)", text):
+        key = match.group(1)
+        if "not in struct" in text or "not in 'Config'" in text or re.search(r"Key '[^']+' not in", text):
+            parent = key.rpartition(".")[0]
+            return f"unknown config key `{key}`: {parent or 'the configuration'} has no such key; see {_file_of(key)}"
+        return f"config key `{key}`: {text.split(' full_key:')[0]}; see {_file_of(key)}"
+    if match := re.search(r"Could not find '(\w+)/(\w+)'", text):
+        group, option = match.groups()
+        return f"unknown {group} `{option}`; conf/{group} has {choices(group)}"
+    return text
+
+
+def _file_of(key: str) -> str:
+    """The YAML file in which a key would be found."""
+    top = key.split(".")[0]
+    if (FOLDER / "stage" / f"{top}.yaml").is_file():
+        return f"conf/stage/{top}.yaml"
+    return f"conf/{top}/" if (FOLDER / top).is_dir() else "conf/config.yaml"

@@ -1,0 +1,174 @@
+"""The name and type of every key of the configuration, and no value: values live in the YAML files beside this one.
+
+A misspelt key or a wrong type is refused by Hydra before anything runs. `trainer` blocks stay open dictionaries: they
+are merged over one shared base and judged by TRL's own dataclasses (`tests/test_conf.py` checks every key in them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Data:
+    format: str = MISSING                 # one of data_prep.ingest.FORMATS
+    root: str | None = MISSING            # a folder, for formats that are folders
+    conversations: str | None = MISSING   # a file, for formats that are files
+    feedback: str | None = MISSING
+    limit: int | None = MISSING           # only the first so many conversations
+    max_bad_fraction: float = MISSING     # more unreadable records than this stop the run
+
+
+@dataclass
+class Lora:
+    r: int = MISSING
+    alpha: int = MISSING
+    dropout: float = MISSING
+    target_modules: Any = MISSING         # "all-linear" or a list
+
+
+@dataclass
+class Model:
+    name: str | None = MISSING            # a local folder or a model id; null where from_scratch
+    revision: str | None = MISSING
+    from_scratch: bool = MISSING
+    architecture: dict[str, Any] = MISSING   # of a model from scratch: Qwen3Config's fields
+    vocab_size: int | None = MISSING
+    chat_template: str = MISSING          # a Jinja file with {% generation %} markers
+    dtype: str = MISSING
+    max_tokens: int = MISSING             # of prompt and completion together
+    max_new_tokens: int = MISSING
+
+
+@dataclass
+class Hardware:
+    launcher: str = MISSING               # put before each training stage, e.g. "accelerate launch"
+    threads: int | None = MISSING
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Tracking:
+    report_to: str = MISSING              # none | wandb
+    project: str = MISSING
+    mode: str = MISSING                   # W&B's: online | offline
+
+
+@dataclass
+class Generate:
+    conversations: int = MISSING
+    drafts: float = MISSING               # how many of the messages where a colleague would differ get that draft
+
+
+@dataclass
+class Anonymise:
+    key_file: str | None = MISSING        # else SUPPORTLOOP_KEY; the sample company has a published demo key
+    max_leak_fraction: float = MISSING    # more quarantined records than this fail the stage
+
+
+@dataclass
+class Prepare:
+    held_out_customers: float = MISSING
+    newest: float = MISSING               # the newest share of the archive; only held-out customers' are kept (test)
+    near_duplicate: float = MISSING       # Jaccard similarity of 3-word shingles above which a conversation is dropped
+    min_gap: float = MISSING              # severity-corrected stars between chosen and rejected
+
+
+@dataclass
+class Pretrain:
+    conversations: int = MISSING          # practice conversations drawn from the archive
+    swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Sft:
+    lora: Lora = field(default_factory=Lora)
+    full_parameter: bool = MISSING        # train all weights too, as a candidate beside LoRA
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Reward:
+    lora: Lora = field(default_factory=Lora)
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Dpo:
+    max_chosen_drop: float = MISSING      # nats per token; a larger fall of chosen log-probs raises the alarm
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Evaluate:
+    candidates: list[str] = MISSING
+    conversations: int = MISSING          # simulated, with unseen wordings, per candidate
+    seen_conversations: int = MISSING
+    batch_size: int = MISSING
+    max_replies: int = MISSING            # assistant messages after which a simulated conversation is given up
+    seed: int = MISSING
+    gates: dict[str, float] = MISSING     # metric: least value (or most, for rates of harm)
+
+
+@dataclass
+class Export:
+    force: bool = MISSING
+    parity_prompts: int = MISSING
+    min_agreement: float = MISSING
+    dtype: str = MISSING
+
+
+@dataclass
+class Verify:
+    conversations: int = MISSING
+    max_difference: float = MISSING       # how far success over HTTP may lie below the evaluated one
+
+
+@dataclass
+class Config:
+    run_name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = MISSING
+    stages: list[str] = MISSING
+    reuse: str | None = MISSING
+    dry_run: bool = MISSING
+    company: str | None = MISSING
+    trainer: dict[str, Any] = MISSING
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    hardware: Hardware = field(default_factory=Hardware)
+    tracking: Tracking = field(default_factory=Tracking)
+    generate: Generate = field(default_factory=Generate)
+    anonymise: Anonymise = field(default_factory=Anonymise)
+    prepare: Prepare = field(default_factory=Prepare)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    sft: Sft = field(default_factory=Sft)
+    reward: Reward = field(default_factory=Reward)
+    dpo: Dpo = field(default_factory=Dpo)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    export: Export = field(default_factory=Export)
+    verify: Verify = field(default_factory=Verify)
+    experiment: str | None = None
+    fingerprint: dict[str, Any] | None = None    # filled in by the pipeline for the stage it starts
+
+
+@dataclass
+class Serve:
+    model: str = MISSING
+    host: str = MISSING
+    port: int = MISSING
+    served_model_name: str | None = MISSING
+    max_tokens: int = MISSING
+    threads: int | None = MISSING
+
+
+def register() -> None:
+    """Put the schemas where Hydra finds them."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="serve_schema", node=Serve)

@@ -1,0 +1,187 @@
+"""What a stage leaves behind and how we know that it is still true.
+
+    runs/<run_name>/<stage>/…             the outputs, renamed into place when whole
+    runs/<run_name>/<stage>/manifest.json written last: its existence means done
+    runs/<run_name>/<stage>.partial/      a stage at work, or one that was killed and will resume
+
+A stage is current when its fingerprint is unchanged: the hash of its inputs, its part of the config, the first-party
+modules it imports, the data files it reads, the versions of the libraries it names, and the seed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from data_prep.conversation import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("conf", "data_prep", "training", "eval", "serve")
+
+
+class StageError(RuntimeError):
+    """A stage cannot go on. The message is one line: what, where, what to do."""
+
+
+def stage_dir(config, stage: str) -> Path:
+    return Path(config.run_dir) / stage
+
+
+def read_manifest(folder: str | Path) -> dict | None:
+    path = Path(folder) / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def require(config, stage: str, asked_by: str) -> Path:
+    """The folder of a finished stage. Raises: StageError naming the stage to run."""
+    folder = stage_dir(config, stage)
+    if read_manifest(folder) is None:
+        raise StageError(f"{asked_by} needs the output of {stage}, and {folder} has none: run 'stages=[{stage}]' first")
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fingerprints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def hash_value(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def hash_file(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def module_file(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@functools.cache
+def imports_of(module: str) -> frozenset[str]:
+    """The first-party modules that a module imports, also inside its functions."""
+    path = module_file(module)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path else ():
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(name for name in found if name.split(".")[0] in PACKAGES and module_file(name))
+
+
+def code_hash(module: str) -> str:
+    """The hash of a module and of every first-party module it imports, transitively: its syntax tree, not its comments."""
+    seen, queue = set(), [module]
+    while queue:
+        name = queue.pop()
+        if name not in seen:
+            seen.add(name)
+            queue += imports_of(name)
+    trees = {name: ast.dump(ast.parse(module_file(name).read_text(encoding="utf-8"))) for name in sorted(seen)}
+    return hash_value(trees)
+
+
+def versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in libraries}
+
+
+class FileHashes:
+    """Content hashes of data files, remembered by size and modification time so that a large file is read once."""
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+        self.known = json.loads(cache.read_text()) if cache.is_file() else {}
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        if self.known.get(key, {}).get("mark") != mark:
+            self.known[key] = {"mark": mark, "hash": hash_file(path)}
+            write_json(self.cache, self.known)
+        return self.known[key]["hash"]
+
+
+def outputs_hash(manifest: dict) -> str:
+    return hash_value(manifest["outputs"])
+
+
+def is_current(folder: Path, fingerprint: str, hashes: FileHashes) -> bool:
+    """Done, made from the same things, and every output still there unchanged."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["fingerprint"] != fingerprint:
+        return False
+    return all((folder / name).is_file() and hashes.of(folder / name) == digest for name, digest in manifest["outputs"].items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class StageOutput(os.PathLike):
+    """The folder a stage writes into, and the one line it says at the end."""
+
+    def __init__(self, path: Path):
+        self.path, self.line, self.facts = path, "", {}
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def summary(self, line: str, **facts: object) -> None:
+        """What went in and what came out, in one line; facts go into the manifest."""
+        self.line, self.facts = line, facts
+
+
+@contextlib.contextmanager
+def stage_output(config, stage: str) -> Iterator[StageOutput]:
+    """Write a stage's outputs into `<stage>.partial/`, then rename it and write the manifest.
+
+    A partial folder left by a kill is kept, and the stage resumes in it, only when it has the same fingerprint.
+    """
+    final = stage_dir(config, stage)
+    partial = final.with_name(final.name + ".partial")
+    fingerprint = OmegaConf.to_container(config.fingerprint)
+    mark = partial / "fingerprint.json"
+    if partial.exists() and not (mark.is_file() and json.loads(mark.read_text()) == fingerprint):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(mark, fingerprint)
+    out, started = StageOutput(partial), time.time()
+    yield out
+    mark.unlink()
+    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    outputs = {str(p.relative_to(final)): hash_file(p) for p in sorted(final.rglob("*")) if p.is_file()}
+    write_json(final / "manifest.json", {
+        "stage": stage, "fingerprint": hash_value(fingerprint), "made_from": fingerprint, "outputs": outputs,
+        "summary": out.line, "facts": out.facts, "seconds": round(time.time() - started, 1),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})

@@ -1,0 +1,1 @@
+"""The world a support assistant works in, read from a company pack (a folder of data)."""

@@ -1,0 +1,223 @@
+"""Stage `generate`: a company pack writes its own archive, so that the product runs with no download.
+
+Scripted agents of mixed quality talk to scripted customers; some messages get a second draft; raters of differing
+severity rate messages and drafts. Out come `conversations.jsonl`, `feedback.jsonl` (what a helpdesk would export) and
+`truth.jsonl` (how good each reply really was), which nothing but a check ever reads.
+
+    python -m training.pipeline 'stages=[generate]'
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.artifacts import stage_output
+from data_prep.company.customers import Customer
+from data_prep.company.pack import Pack, load_pack, say
+from data_prep.company.world import World, draw_world, run_tool_calls, system_message
+from data_prep.conversation import tool_call, write_jsonl
+
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+DAYS = 270
+QUALITY = {("right", "kind"): 1.0, ("right", "curt"): 0.75, ("wrong", "kind"): 0.2, ("wrong", "curt"): 0.1}
+
+
+class ScriptedAgent:
+    """A person of the archive: knows the scenario's steps and does them in a style, or out of habit something else.
+
+    `drafts` asks the agent what a colleague would have written in its place, for a second draft.
+    """
+
+    def __init__(self, world: World, profile: dict, rng: random.Random):
+        self.world, self.style, self.rng = world, profile["style"], rng
+        scenario = world.scenario
+        self.habits = {habit for habit, chance in profile["habits"].items() if rng.random() < chance}
+        self.steps = [(step, "right") for step in scenario["steps"]]
+        for habit in self.habits & set(scenario["habits"]):
+            for key, swapped in scenario["habits"][habit].items():
+                self._swap(key, swapped)
+        if "loops" in self.habits:
+            self._ask_twice()
+        self.at = 0
+
+    def _swap(self, key: str, swapped: list) -> None:
+        place = next((i for i, (step, _) in enumerate(self.steps) if " ".join(step) == key), None)
+        if place is not None:
+            tail = [] if swapped[-1][0] == "end" else self.steps[place + 1:]
+            self.steps[place:] = [(step, "wrong") for step in swapped if step[0] != "end"] + tail
+
+    def _ask_twice(self) -> None:
+        place = next((i for i, (step, _) in enumerate(self.steps) if step[0] == "ask"), None)
+        if place is not None:
+            self.steps.insert(place + 1, (self.steps[place][0], "wrong"))
+
+    def next(self, customer: Customer) -> tuple[dict, dict, dict | None] | None:
+        """The next message, the truth about it, and perhaps a colleague's draft of the same message; None when done."""
+        while self.at < len(self.steps) and self._is_needless(self.steps[self.at], customer):
+            self.at += 1
+        if self.at == len(self.steps):
+            return None
+        (step, rightness), self.at = self.steps[self.at], self.at + 1
+        message = self._message(step, self.style)
+        truth = {"act": " ".join(step), "quality": QUALITY[rightness, self.style]}
+        other = self._other(step, rightness)
+        if other is None:
+            return message, truth, None
+        other_step, other_rightness, other_style = other
+        draft = {**self._message(other_step, other_style), "truth": {"act": " ".join(other_step), "quality": QUALITY[other_rightness, other_style]}}
+        return message, truth, None if draft["content"] == message["content"] and draft.get("tool_calls") == message.get("tool_calls") else draft
+
+    def _is_needless(self, entry: tuple, customer: Customer) -> bool:
+        (verb, thing), rightness = entry
+        if verb == "ask":
+            return thing in customer.given and rightness == "right"
+        return (verb, thing) == ("say", "stay_firm") and customer.state != "insisted"
+
+    def _other(self, step: tuple, rightness: str) -> tuple | None:
+        """What a colleague would do here: the right step for a wrong one, somebody's habit for a right one, or another style."""
+        swaps = self.world.scenario["habits"].values()
+        key = " ".join(step)
+        if rightness == "wrong":
+            original = next((k for s in swaps for k, steps in s.items() if step == steps[0]), None)
+            if original is None:
+                return None
+            return tuple(original.split(" ", 1)), "right", self.rng.choice(["kind", "curt"])
+        tempting = [s[key][0] for s in swaps if key in s]
+        if tempting and self.rng.random() < 0.6:
+            return self.rng.choice(tempting), "wrong", self.rng.choice(["kind", "curt"])
+        return (step, "right", "curt" if self.style == "kind" else "kind") if step[0] != "call" else None
+
+    def _message(self, step: tuple[str, str], style: str) -> dict:
+        verb, thing = step
+        world = self.world
+        phrases = world.pack.phrases[world.language]
+        if verb == "call":
+            return {"role": "assistant", "content": "", "tool_calls": [tool_call(thing, tool_arguments(world, thing))]}
+        sentence = say(phrases["agent"][style][{"ask": f"ask_{thing}", "handoff": f"handoff_{thing}"}.get(verb, thing)], world.state, self.rng)
+        message = {"role": "assistant", "content": sentence}
+        if verb == "handoff":
+            message["tool_calls"] = [tool_call("transfer_to_human", {"reason": thing, "summary": phrases["summaries"][thing]})]
+        return message
+
+
+def tool_arguments(world: World, tool: str) -> dict:
+    """The right arguments of a tool in this case, each looked up by its name in the pack's `arguments` table."""
+    return {key: _value(world, world.pack.company["arguments"][key]) for key in world.pack.tools[tool]["parameters"]}
+
+
+def _value(world: World, path: str) -> object:
+    part, key = path.split(".")
+    return world.state[part][key]
+
+
+def converse(world: World, profile: dict, rng: random.Random, drafts: float) -> tuple[list[dict], list[dict], Customer]:
+    """One conversation between a scripted agent and a scripted customer: (messages, truth of each reply, customer)."""
+    customer, agent = Customer(world, "seen", rng), ScriptedAgent(world, profile, rng)
+    messages = [{"role": "system", "content": system_message(world)}] + _user(customer.open())
+    truth: list[dict] = []
+    while True:
+        reply = agent.next(customer)
+        if reply is None:       # out of ideas: an agent who has nothing more to do says the last thing again
+            last = next(m for m in reversed(messages) if m["role"] == "assistant")
+            reply = ({"role": "assistant", "content": last["content"]}, {"act": "repeat", "quality": QUALITY["wrong", profile["style"]]}, None)
+        message, note, draft = reply
+        truth.append({"message_index": len(messages), **note})
+        if draft is not None and rng.random() < drafts:
+            truth.append({"message_index": len(messages), "draft_id": "d1", **draft.pop("truth")})
+            message["drafts"] = [{"id": "d1", **{k: v for k, v in draft.items() if k != "role"}}]
+        messages.append({**message, "author_id": profile["id"]})
+        if message["content"]:
+            world.hear(message["content"])
+        if message.get("tool_calls"):
+            messages += run_tool_calls(world, message["tool_calls"])
+        if message["content"] or world.handed_off():
+            says = customer.answer(message["content"])
+            if not says:
+                break
+            messages += _user(says)
+    _part(messages, truth, customer, profile, world, rng)
+    return messages, truth, customer
+
+
+def _part(messages: list[dict], truth: list[dict], customer: Customer, profile: dict, world: World, rng: random.Random) -> None:
+    """The customer's last word, and after thanks the agent's goodbye."""
+    last_word = customer.farewell()
+    messages += _user(last_word)
+    if last_word and customer.state in ("satisfied", "refused"):
+        sentence = say(world.pack.phrases[world.language]["agent"][profile["style"]]["goodbye"], world.state, rng)
+        truth.append({"message_index": len(messages), "act": "say goodbye", "quality": QUALITY["right", profile["style"]]})
+        messages.append({"role": "assistant", "content": sentence, "author_id": profile["id"]})
+
+
+def _user(texts: list[str]) -> list[dict]:
+    return [{"role": "user", "content": text} for text in texts]
+
+
+def rate(conversation: dict, truth: list[dict], customer: Customer, raters: list[dict], rng: random.Random, pack: Pack, world: World) -> list[dict]:
+    """Feedback on one conversation: ratings of messages and drafts, now and then an edit, and the customer's thumb."""
+    feedback = []
+    drafted = {note["message_index"] for note in truth if "draft_id" in note}
+    for note in truth:
+        if rng.random() > (0.85 if note["message_index"] in drafted else 0.3):
+            continue
+        rater = rng.choices(raters, [r["share"] for r in raters])[0]
+        stars = round(1 + 4 * note["quality"] + rater["severity"] + rng.gauss(0, rater["noise"]))
+        place = {"conversation_id": conversation["id"], "message_index": note["message_index"], "rater_id": rater["id"]}
+        place |= {"draft_id": note["draft_id"]} if "draft_id" in note else {}
+        feedback.append({**place, "kind": "rating", "rating": min(5, max(1, stars))})
+        better = _better_text(note, world, pack, rng)
+        if better and "draft_id" not in note and rng.random() < 0.3:
+            feedback.append({**place, "kind": "edit", "edit": better})
+    if rng.random() < 0.5:
+        feedback.append({"conversation_id": conversation["id"], "rater_id": "customer", "kind": "thumb",
+                         "thumb": "up" if customer.state in ("satisfied", "handed_off") else "down"})
+    return feedback
+
+
+def _better_text(note: dict, world: World, pack: Pack, rng: random.Random) -> str | None:
+    """What a rater would have written instead of a wrong sentence, where the right thing is a sentence too."""
+    for swaps in world.scenario["habits"].values():
+        for key, steps in swaps.items():
+            verb, thing = key.split(" ", 1)
+            if note["quality"] <= 0.2 and verb == "say" and note["act"] == " ".join(steps[0]) and steps[0][0] == "say":
+                return say(pack.phrases[world.language]["agent"]["kind"][thing], world.state, rng)
+    return None
+
+
+def archive(pack: Pack, conversations: int, seed: int, drafts: float):
+    """Yield (conversation, feedback, truth) of a whole made-up archive: seeded, the same on every machine."""
+    for number in range(conversations):
+        rng = random.Random(f"{seed}-{number}")
+        language = rng.choices(list(pack.languages), list(pack.languages.values()))[0]
+        scenario = rng.choices(pack.scenarios, [s["weight"] for s in pack.scenarios])[0]
+        profile = rng.choices(pack.agents, [a["share"] for a in pack.agents])[0]
+        world = draw_world(pack, scenario, language, "seen", rng)
+        started = START + datetime.timedelta(minutes=rng.randrange(DAYS * 24 * 60))
+        messages, truth, customer = converse(world, profile, rng, drafts)
+        person = world.state["customer"]
+        conversation = {
+            "id": f"c-{number:06d}", "locale": pack.phrases[language]["locale"], "channel": "chat", "started_at": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "customer": {"id": f"u-{rng.randrange(conversations):06d}", **{k: person[k] for k in ("name", "email", "phone", "address")}},
+            "agents": [{"id": profile["id"]}], "messages": messages,
+            "outcome": {"handed_off": world.handed_off(), "resolved": customer.state in ("satisfied", "refused", "handed_off"), "intent": scenario["intent"]}}
+        yield conversation, rate(conversation, truth, customer, pack.raters, rng, pack, world), truth
+
+
+def run(config) -> dict:
+    pack = load_pack(config.company)
+    conversations, feedback, truth = [], [], []
+    settings = config.generate
+    for conversation, notes, facts in tqdm(archive(pack, settings.conversations, config.seed, settings.drafts), total=settings.conversations, desc="generate", unit="conv"):
+        conversations.append(conversation)
+        feedback += notes
+        truth += [{"conversation_id": conversation["id"], **fact} for fact in facts]
+    with stage_output(config, "generate") as out:
+        write_jsonl(Path(out) / "conversations.jsonl", conversations)
+        write_jsonl(Path(out) / "feedback.jsonl", feedback)
+        write_jsonl(Path(out) / "truth.jsonl", truth)
+        out.summary(f"{len(conversations)} conversations in {len(pack.languages)} languages, {len(feedback)} ratings, thumbs and edits")
+    return {"conversations": len(conversations), "feedback": len(feedback)}
