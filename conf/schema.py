@@ -162,7 +162,7 @@ class Serve:
     model: str = MISSING
     host: str = MISSING
     port: int = MISSING
-    served_model_name: str | None = MISSING
+    served_model_name: str = MISSING
     max_tokens: int = MISSING
     threads: int | None = MISSING
 

@@ -132,8 +132,7 @@ def run(config) -> None:
     with stage_output(config, "anonymise") as out:
         edits = _edits_by_conversation(config)
         quarantine, masked_edits, kept = [], {}, set()
-        conversations = open(out / "conversations.jsonl", "w", encoding="utf-8")
-        with conversations:
+        with open(out / "conversations.jsonl", "w", encoding="utf-8") as conversations:
             for conversation in tqdm(reader.conversations(), desc="anonymise", unit="conv"):
                 mine = edits.get(conversation.id, [])
                 record, result = masker.apply(conversation, mine)

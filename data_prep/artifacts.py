@@ -175,7 +175,8 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     out, started = StageOutput(partial), time.time()
     yield out
     mark.unlink()
-    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    for checkpoints in list(partial.rglob("checkpoints")):
+        shutil.rmtree(checkpoints, ignore_errors=True)
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)

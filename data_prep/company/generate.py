@@ -117,7 +117,7 @@ def _value(world: World, path: str) -> object:
 def converse(world: World, profile: dict, rng: random.Random, drafts: float) -> tuple[list[dict], list[dict], Customer]:
     """One conversation between a scripted agent and a scripted customer: (messages, truth of each reply, customer)."""
     customer, agent = Customer(world, "seen", rng), ScriptedAgent(world, profile, rng)
-    messages = [{"role": "system", "content": system_message(world)}] + _user(customer.open())
+    messages = [{"role": "system", "content": system_message(world)}, *_user(customer.open())]
     truth: list[dict] = []
     while True:
         reply = agent.next(customer)

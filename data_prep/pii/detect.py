@@ -94,7 +94,7 @@ def _numbers(text: str, country: str | None) -> list[Span]:
 
 def _longest_valid(text: str, valid) -> int:
     """How much of the text, cut at a space, is valid: an IBAN may be followed by an ordinary word."""
-    ends = [len(text)] + [m.start() for m in re.finditer(r"[ -]", text)][::-1]
+    ends = [len(text), *[m.start() for m in re.finditer(r"[ -]", text)][::-1]]
     return next((end for end in ends if end >= 15 and valid(text[:end])), 0)
 
 

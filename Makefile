@@ -1,0 +1,53 @@
+# supportloop: `make train` and `make test` do all of their own set-up. ARGS is passed on: make train ARGS="run_name=acme"
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIPELINE := $(PY) -m training.pipeline
+ARGS ?=
+TORCH_INDEX ?=
+STAGES := generate anonymise prepare pretrain sft reward dpo evaluate export verify
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train smoke test test-fast lint serve clean $(STAGES)
+
+help:  ## Show this help
+	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make STAGE       One stage: $(STAGES)"
+	@echo "  ARGS=\"key=value …\" changes any value of conf/; PYTHON=python3.12 picks the interpreter"
+
+setup: $(VENV)/.done  ## Create .venv and install everything (train and test do this by themselves)
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"error: Python {v[0]}.{v[1]} is not supported: use 3.11, 3.12 or 3.13, e.g. make setup PYTHON=python3.12")'
+	@echo "Installing into $(VENV): about 1.2 GB to disk with the CPU build of PyTorch 2.13.0 (190 MB of it downloaded as torch)."
+	@echo "On Linux the default index may give the CUDA build instead, 2.5 GB more to download: choose another with TORCH_INDEX=<url>."
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve,dev]"
+	@touch $@
+
+train: setup  ## The whole pipeline: sample company, tiny model, CPU, about 17 minutes
+	$(PIPELINE) $(ARGS)
+
+smoke: setup  ## Every stage, small, in under three minutes; its figures mean nothing
+	$(PIPELINE) experiment=smoke $(ARGS)
+
+$(STAGES): setup
+	$(PIPELINE) 'stages=[$@]' $(ARGS)
+
+serve: setup  ## Serve runs/dev/export/model on http://127.0.0.1:8000/v1
+	$(PY) -m serve $(ARGS)
+
+test: setup  ## All tests
+	$(PY) -m pytest $(ARGS)
+
+test-fast: setup  ## The tests that train and serve nothing, under a minute
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+lint: setup  ## Ruff
+	$(PY) -m ruff check .
+
+clean:  ## Remove runs/ (keeps .venv)
+	rm -rf runs

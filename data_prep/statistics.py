@@ -1,0 +1,27 @@
+"""Intervals: a figure never stands alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927). With n = 0 nothing is known: (0, 1)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a - b over the same items, with its 95 % bootstrap interval (Efron 1979): (value, low, high)."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    if not differences:
+        return 0.0, 0.0, 0.0
+    rng, n = random.Random(seed), len(differences)
+    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(draws))
+    return sum(differences) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]

@@ -1,0 +1,115 @@
+"""Stage `evaluate`: every candidate talks to the same simulated customers; gates, scorecard, decision, report.
+
+    evaluate/scorecard.json     {"candidates": {"sft": {"success": {"value", "low", "high", "n", "gate"}, …}}}
+    evaluate/decision.json      {"winner": "dpo" or null, "reasons": […]}
+    evaluate/report.html        pictures, tables, and failed talks to read
+    evaluate/talks/             every simulated talk of every candidate
+
+Gates are read on unseen wordings. What could not be measured says "not evaluated", and a hard gate that was not evaluated refuses.
+"""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from data_prep.artifacts import require, stage_dir, stage_output
+from data_prep.company.pack import load_pack
+from data_prep.conversation import read_jsonl, write_json, write_jsonl
+from data_prep.statistics import paired_difference
+from eval import report
+from eval.metrics import HARMS, SIMULATED
+from eval.replies import held_out, sentence_of
+from eval.simulator import draw_talks, simulate
+from serve.engine import Sampling
+from serve.engine.embedded import Embedded
+from training.models import load_candidate, load_tokenizer
+
+MAX_HELD_OUT = 400      # held-out replies that are generated and ranked, per candidate
+
+
+def run(config) -> None:
+    settings = config.evaluate
+    candidates = [name for name in settings.candidates if exists(config, name)]
+    tokenizer = load_tokenizer(config)
+    pack = load_pack(config.company) if config.company else None
+    prepared = require(config, "prepare", "evaluate") / "sft"
+    rows = [row for _, row in read_jsonl(prepared / "test.jsonl")][:MAX_HELD_OUT]
+    known = {sentence_of(row) for _, row in read_jsonl(prepared / "train.jsonl")}
+    scorecard, outcomes = {}, {}
+    with stage_output(config, "evaluate") as out:
+        for name in candidates:
+            engine = Embedded(load_candidate(config, name), tokenizer, config.model.max_tokens)
+            sampling = Sampling(max_tokens=config.model.max_new_tokens)
+            outcomes[name] = {}
+            for split, count in (("unseen", settings.conversations), ("seen", settings.seen_conversations)):
+                if pack is None:
+                    continue
+                talks = draw_talks(pack, count, split, settings.seed)
+                outcomes[name][split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
+                write_jsonl(out / f"talks/{name}-{split}.jsonl", outcomes[name][split])
+            replies = held_out(engine.model, tokenizer, rows, known, config.model.max_tokens, engine, sampling, settings.batch_size, settings.seed)
+            scorecard[name] = score(outcomes[name], replies, OmegaConf.to_container(settings.gates))
+            del engine
+        compare(scorecard, outcomes)
+        decision = decide(scorecard, list(settings.gates))
+        write_json(out / "scorecard.json", {"candidates": scorecard})
+        write_json(out / "decision.json", decision)
+        report.write(config, out / "report.html", scorecard, decision, outcomes)
+        out.summary(headline(scorecard, decision), winner=decision["winner"])
+
+
+def exists(config, name: str) -> bool:
+    if name == "base":
+        return True
+    folder = stage_dir(config, "sft") / "full" if name == "sft_full" else stage_dir(config, name) / "adapter"
+    return folder.is_dir()
+
+
+def score(outcomes: dict[str, list[dict]], replies: dict, gates: dict[str, float]) -> dict:
+    """One candidate's row: each metric on unseen wordings with its gate, success on seen ones, and the held-out replies."""
+    row = {}
+    for name, metric in SIMULATED.items():
+        row[name] = metric(outcomes["unseen"]) if outcomes else {"value": None, "low": None, "high": None, "n": 0, "gate": None}
+        if name in gates:
+            row[name]["gate"] = gate(row[name]["value"], gates[name], harm=name in HARMS)
+    if outcomes:
+        row["success_seen"] = SIMULATED["success"](outcomes["seen"])
+    row["held_out"] = replies
+    return row
+
+
+def gate(value: float | None, threshold: float, *, harm: bool) -> str:
+    if value is None:
+        return "not evaluated"
+    return "pass" if (value <= threshold if harm else value >= threshold) else "fail"
+
+
+def compare(scorecard: dict, outcomes: dict) -> None:
+    """Add to each candidate its paired gain in success over base and over sft, with the interval."""
+    for name, row in scorecard.items():
+        for other in ("base", "sft"):
+            if other in outcomes and name != other and outcomes[name].get("unseen"):
+                mine, theirs = ([float(o["success"]) for o in outcomes[c]["unseen"]] for c in (name, other))
+                value, low, high = paired_difference(mine, theirs)
+                row[f"success_over_{other}"] = {"value": value, "low": low, "high": high, "n": len(mine), "gate": None}
+
+
+def decide(scorecard: dict, gates: list[str]) -> dict:
+    """The candidate of highest success among those that pass every gate, or none and why."""
+    reasons, passing = [], []
+    for name, row in scorecard.items():
+        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.2f}" if row[g]["value"] is not None else "") for g in gates if row[g]["gate"] != "pass"]
+        if failed:
+            reasons.append(f"{name}: {', '.join(failed)}")
+        elif name != "base":
+            passing.append(name)
+    winner = max(passing, key=lambda name: scorecard[name]["success"]["value"], default=None)
+    if winner:
+        reasons.insert(0, f"{winner} passes every gate with the highest success")
+    return {"winner": winner, "reasons": reasons or ["no candidate was evaluated"]}
+
+
+def headline(scorecard: dict, decision: dict) -> str:
+    shown = [f"{name} {row['success']['value']:.0%}" for name, row in scorecard.items() if row["success"]["value"] is not None]
+    loss = [f"{name} {row['held_out']['all']['loss']:.2f}" for name, row in scorecard.items() if row["held_out"]]
+    return f"success on unseen wordings: {', '.join(shown) or 'not evaluated'}; held-out loss: {', '.join(loss) or 'none'}; winner: {decision['winner'] or 'none'}"

@@ -1,0 +1,222 @@
+"""Tokenizer, base model, adapters, and how rows become tokens: what the trainers, evaluation and export share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from omegaconf import OmegaConf
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl.chat_template_utils import is_chat_template_stop_token_trained
+
+from data_prep.artifacts import ROOT, StageError, require, stage_dir
+from data_prep.conversation import read_jsonl, truncate, write_json
+
+IGNORE = -100          # the label of a token that is not learned
+
+
+def quieten(config) -> None:
+    """Third-party chatter off, threads and seed set: called once in each stage's process."""
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub)\b.*")
+    transformers.logging.set_verbosity_error()
+    for name in ("accelerate", "datasets", "trl", "peft", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if config.hardware.threads:
+        torch.set_num_threads(config.hardware.threads)
+    transformers.set_seed(config.seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def base_path(config) -> str:
+    """Where the base model lies: this run's own, or a folder, or a model id."""
+    return str(require(config, "pretrain", "this stage") / "model") if config.model.from_scratch else config.model.name
+
+
+def load_tokenizer(config) -> PreTrainedTokenizerBase:
+    """The base's tokenizer under our chat template, checked: it marks what the assistant says, with its stop token.
+
+    Raises: StageError where the model cannot be found, or the template would train a model that never stops.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, base_path(config), revision=config.model.revision)
+    tokenizer.chat_template = (ROOT / config.model.chat_template).read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise StageError("the tokenizer has no pad token of its own: with pad = eos the model would never learn to stop; add one to the tokenizer first")
+    if not is_chat_template_stop_token_trained(tokenizer):
+        raise StageError(f"{config.model.chat_template} leaves the end of an assistant's turn out of {{% generation %}}: the model would never learn to stop")
+    return tokenizer
+
+
+def load_base(config, cls=AutoModelForCausalLM, **kwargs):
+    return _from_pretrained(cls, base_path(config), revision=config.model.revision, dtype=getattr(torch, config.model.dtype), **kwargs)
+
+
+def _from_pretrained(cls, path: str, **kwargs):
+    try:
+        return cls.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as error:
+        raise StageError(f"model.name={path} is neither a local folder with a model nor a reachable model id ({type(error).__name__}); "
+                         "give the path of a downloaded folder") from None
+
+
+def load_sft(config, *, is_trainable: bool) -> PeftModel:
+    """The base under the SFT adapter, named "default" as TRL's DPO wants it."""
+    return PeftModel.from_pretrained(load_base(config), require(config, "sft", "this stage") / "adapter", is_trainable=is_trainable)
+
+
+def load_candidate(config, name: str):
+    """A candidate for evaluation or export, adapter merged: base, sft, sft_full, or a later stage by its name."""
+    if name == "base":
+        return load_base(config)
+    if name == "sft_full":
+        return _from_pretrained(AutoModelForCausalLM, str(stage_dir(config, "sft") / "full"), dtype=getattr(torch, config.model.dtype))
+    return PeftModel.from_pretrained(load_base(config), stage_dir(config, name) / "adapter").merge_and_unload()
+
+
+def lora_config(settings, task_type: str) -> LoraConfig:
+    modules = settings.target_modules
+    return LoraConfig(task_type=task_type, r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                      target_modules=modules if isinstance(modules, str) else list(modules))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows → tokens
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> int:
+    return len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+
+def conversations_of(rows: Iterable[dict]) -> Iterator[tuple[list[dict], set[int]]]:
+    """Fold the rows of one conversation together: (all its messages, the indices of those to learn).
+
+    A row's prompt holds the rows before it, so one sequence can teach every reply at the cost of one.
+    """
+    messages, targets, current = [], set(), None
+    for row in rows:
+        whole = row["prompt"] + row["completion"]
+        if row["conversation_id"] != current or whole[: len(messages)] != messages:
+            if targets:
+                yield messages, targets
+            targets = set()
+        messages, current = whole, row["conversation_id"]
+        targets.add(len(whole) - 1)
+    if targets:
+        yield messages, targets
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: list[dict], targets: set[int]) -> dict[str, list[int]]:
+    """One sequence: input_ids and labels, both of length T; labels are IGNORE but on the replies to learn."""
+    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    speakers = iter([index for index, message in enumerate(messages) if message["role"] == "assistant"])
+    labels, learn = [], False
+    for position, (token, is_said) in enumerate(zip(ids, mask, strict=True)):
+        if is_said and (position == 0 or not mask[position - 1]):
+            learn = next(speakers) in targets
+        labels.append(token if is_said and learn else IGNORE)
+    return {"input_ids": ids, "labels": labels}
+
+
+def sequences(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], max_tokens: int) -> tuple[list[dict], int]:
+    """Tokenised conversations no longer than max_tokens, and how many replies had to be dropped.
+
+    A conversation that is too long is cut once per reply, by the same cut that serving makes; a reply that is too long
+    by itself is dropped.
+    """
+    made, dropped = [], 0
+    for messages, targets in conversations_of(rows):
+        sequence = encode(tokenizer, messages, targets)
+        if len(sequence["input_ids"]) <= max_tokens:
+            made.append(sequence)
+            continue
+        for target in sorted(targets):
+            cut = truncate(messages[: target + 1], max_tokens, lambda m: count_tokens(tokenizer, m))
+            sequence = encode(tokenizer, cut, {len(cut) - 1})
+            if len(sequence["input_ids"]) <= max_tokens:
+                made.append(sequence)
+            else:
+                dropped += 1
+    return made, dropped
+
+
+def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[list[dict], int]:
+    """Pairs for TRL's reward and DPO trainers, prompts cut as in serving; (rows, how many were too long and dropped).
+
+    TRL would drop over-long pairs without a word, so they are cut or counted here.
+    """
+    rows, dropped = [], 0
+    for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl"):
+        longest = max((row["chosen"], row["rejected"]), key=lambda c: count_tokens(tokenizer, row["prompt"] + c))
+        cut = truncate(row["prompt"] + longest, config.model.max_tokens, lambda m: count_tokens(tokenizer, m))
+        if count_tokens(tokenizer, cut) > config.model.max_tokens:
+            dropped += 1
+            continue
+        rows.append({"prompt": [_plain(m) for m in cut[:-1]], "chosen": [_plain(m) for m in row["chosen"]],
+                     "rejected": [_plain(m) for m in row["rejected"]], "margin": row["margin"]})
+    return rows, dropped
+
+
+def _plain(message: dict) -> dict:
+    """A message whose keys are always the same, so that Arrow gives every row one schema."""
+    return {"role": message["role"], "content": message["content"], "tool_calls": message.get("tool_calls") or []}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trainers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trainer_arguments(config, stage: str, output_dir: Path, cls, settings=None, **fixed):
+    """TRL's arguments: the shared base, the hardware's, the stage's own, and what the stage fixes, in that order.
+
+    Raises: StageError for a key that TRL does not have.
+    """
+    own = OmegaConf.to_container(settings if settings is not None else config[stage].trainer)
+    values = {**OmegaConf.to_container(config.trainer), **OmegaConf.to_container(config.hardware.trainer), **own, **fixed}
+    values |= {"output_dir": str(output_dir / "checkpoints"), "seed": config.seed, "data_seed": config.seed, "report_to": config.tracking.report_to}
+    unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+    if unknown:
+        raise StageError(f"{stage}.trainer has {unknown}, which {cls.__name__} does not know; see conf/stage/{stage}.yaml")
+    track(config, stage)
+    return cls(**values)
+
+
+def track(config, stage: str) -> None:
+    """One W&B run a stage, grouped by the run's name; a restarted stage goes on under the same id."""
+    if config.tracking.report_to != "wandb":
+        return
+    identity = hashlib.sha256(f"{Path(config.run_dir).resolve()} {stage} {json.dumps(OmegaConf.to_container(config.fingerprint), sort_keys=True)}".encode()).hexdigest()[:12]
+    os.environ.update(WANDB_PROJECT=config.tracking.project, WANDB_MODE=config.tracking.mode, WANDB_RUN_GROUP=config.run_name, WANDB_NAME=f"{config.run_name}-{stage}",
+                      WANDB_RUN_ID=identity, WANDB_RESUME="allow", WANDB_JOB_TYPE=stage, WANDB_DIR=config.run_dir)
+
+
+class StopOnNan(TrainerCallback):
+    """Stop at once when the loss is no number: every step after it is wasted."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and logs.get("loss") is not None and not torch.isfinite(torch.tensor(float(logs["loss"]))):
+            raise StageError(f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate of this stage, or look at its data")
+
+
+def train(trainer, output_dir: Path) -> list[dict]:
+    """Train, or go on from the last checkpoint; write the curve to `curve.json` and return it."""
+    checkpoints = output_dir / "checkpoints"
+    trainer.add_callback(StopOnNan())
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_json(output_dir / "curve.json", curve)
+    return curve

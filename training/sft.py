@@ -1,0 +1,56 @@
+"""Stage `sft`: learn from what agents wrote. LoRA over the base, loss on the agents' messages alone, sequences packed.
+
+    sft/adapter/    the LoRA adapter          sft/full/    all weights trained instead, as a candidate beside it
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+from peft import get_peft_model
+from trl import SFTConfig, SFTTrainer
+
+from data_prep.artifacts import StageError, require, stage_output
+from data_prep.conversation import read_jsonl, write_json
+from training.models import load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+
+
+def run(config) -> None:
+    source = require(config, "prepare", "sft") / "sft"
+    tokenizer = load_tokenizer(config)
+    rows = {split: [row for _, row in read_jsonl(source / f"{split}.jsonl")] for split in ("train", "validation")}
+    tokens = {split: sequences(tokenizer, rows[split], config.model.max_tokens) for split in rows}
+    if not tokens["train"][0]:
+        raise StageError(f"no reply in {source}/train.jsonl fits into model.max_tokens={config.model.max_tokens}")
+    dropped = sum(count for _, count in tokens.values())
+    datasets = {split: Dataset.from_list(made) if made else None for split, (made, _) in tokens.items()}
+    with stage_output(config, "sft") as out:
+        metrics = {}
+        if config.sft.full_parameter:
+            metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full")
+        model = get_peft_model(load_base(config), lora_config(config.sft.lora, "CAUSAL_LM"))
+        metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter")
+        write_json(out / "metrics.json", {**metrics, "replies": len(rows["train"]), "sequences": len(tokens["train"][0]), "dropped_too_long": dropped})
+        beside = f", all weights {metrics['full']['validation_loss']:.3f}" if "full" in metrics else ""
+        out.summary(f"{len(rows['train'])} replies in {len(tokens['train'][0])} sequences → validation loss {metrics['lora']['validation_loss']:.3f}{beside}; "
+                    f"{dropped} replies too long", **metrics)
+
+
+def fit(config, model, tokenizer, datasets: dict, folder: Path) -> dict:
+    """Train one model (adapter or all weights) and save it into `folder`; a finished one is not trained again."""
+    done = folder / "metrics.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
+    arguments = trainer_arguments(config, "sft", folder, SFTConfig, max_length=config.model.max_tokens, completion_only_loss=False, shuffle_dataset=True,
+                                  eval_strategy="no")
+    trainer = SFTTrainer(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
+    curve = train(trainer, folder)
+    loss = trainer.evaluate()["eval_loss"] if datasets["validation"] else float("nan")
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    metrics = {"train_loss": curve[-1]["loss"], "validation_loss": loss, "steps": trainer.state.global_step}
+    write_json(done, metrics)
+    return metrics
