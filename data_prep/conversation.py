@@ -129,7 +129,7 @@ def truncate(messages: list[Message], max_tokens: int, count_tokens: Callable[[l
     system = messages[:1] if messages and messages[0]["role"] == "system" else []
     rest = messages[len(system):]
     starts = [i for i, m in enumerate(rest) if m["role"] == "user" and (i == 0 or rest[i - 1]["role"] != "user")]
-    for start in starts[1:]:
+    for start in starts:
         if count_tokens(system + rest[start:]) <= max_tokens:
             return system + rest[start:]
     return system + rest[starts[-1]:] if starts else messages

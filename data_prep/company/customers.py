@@ -21,8 +21,7 @@ class Customer:
         self.world, self.rng, self.typos, self.fragments = world, rng, typos, fragments
         pack = world.pack
         self.words = (pack.phrases if split == "seen" else pack.unseen)[world.language]["customer"]
-        self.names = {**world.state, **world.state["customer"], "order_number": world.state["order"]["number"],
-                      "address": world.state["customer"]["new_address"]}
+        self.names = {**world.state, **world.state["customer"], **{slot: world.slot(slot) for slot in pack.slots()}}
         self.given: set[str] = set()
         self.asked_again = 0
         self.patience = PATIENCE
@@ -36,12 +35,13 @@ class Customer:
         if rng.random() < 0.45 and not self.world.scenario["angry"]:
             parts.append(self._say("greetings") + rng.choice([",", "!", "."]))
         if rng.random() < 0.06:
-            others = sorted(set(self.words["openings"]) - {intent, "human", "fraud", "hardship", "injection"})
+            others = [other for other in self.world.pack.errands() if other != intent]
             parts += [self._say("openings", rng.choice(others)), self._say("change_of_mind")]
         parts.append(self._say("openings", intent))
-        if "order_number" in self._slots() and rng.random() < 0.35:
-            parts.append(self._say("order_mention"))
-            self.given.add("order_number")
+        slot = next((thing for verb, thing in self.world.scenario["steps"] if verb == "ask"), None)
+        if slot in self.words["mention"] and rng.random() < 0.35:
+            parts.append(self._say("mention", slot))
+            self.given.add(slot)
         if rng.random() < 0.12:
             parts.append(self._say("extra"))
         if rng.random() < 0.3:
@@ -62,7 +62,8 @@ class Customer:
             refused = world.recognise("refusal", reply)
             if refused and self.insists:
                 self.state = "insisted"
-                return self._messages([self._say("insist", self.world.scenario["intent"] if self.world.scenario["intent"] in self.words["insist"] else "default")])
+                intent = world.scenario["intent"]
+                return self._messages([self._say("insist", intent if intent in self.words["insist"] else "default")])
             return self._end("refused" if refused else "satisfied")
         return self._lose_patience([self._say("again"), self._say("openings", world.scenario["intent"])])
 
@@ -87,9 +88,6 @@ class Customer:
     def _end(self, state: str) -> list[str]:
         self.state = state
         return []
-
-    def _slots(self) -> set[str]:
-        return {thing for verb, thing in self.world.scenario["steps"] if verb == "ask"}
 
     def _say(self, *path: str) -> str:
         node = self.words

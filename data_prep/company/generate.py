@@ -105,13 +105,8 @@ class ScriptedAgent:
 
 
 def tool_arguments(world: World, tool: str) -> dict:
-    """The right arguments of a tool in this case, each looked up by its name in the pack's `arguments` table."""
-    return {key: _value(world, world.pack.company["arguments"][key]) for key in world.pack.tools[tool]["parameters"]}
-
-
-def _value(world: World, path: str) -> object:
-    part, key = path.split(".")
-    return world.state[part][key]
+    """The right arguments of a tool in this case."""
+    return {key: world.slot(key) for key in world.pack.tools[tool]["parameters"]}
 
 
 def converse(world: World, profile: dict, rng: random.Random, drafts: float) -> tuple[list[dict], list[dict], Customer]:
@@ -170,7 +165,7 @@ def rate(conversation: dict, truth: list[dict], customer: Customer, raters: list
         place |= {"draft_id": note["draft_id"]} if "draft_id" in note else {}
         feedback.append({**place, "kind": "rating", "rating": min(5, max(1, stars))})
         better = _better_text(note, world, pack, rng)
-        if better and "draft_id" not in note and rng.random() < 0.3:
+        if better and "draft_id" not in note and rng.random() < 0.5:
             feedback.append({**place, "kind": "edit", "edit": better})
     if rng.random() < 0.5:
         feedback.append({"conversation_id": conversation["id"], "rater_id": "customer", "kind": "thumb",

@@ -46,6 +46,10 @@ class Pack:
         asked = [thing for scenario in self.scenarios for verb, thing in scenario["steps"] if verb == "ask"]
         return list(dict.fromkeys(asked))
 
+    def errands(self) -> list[str]:
+        """The ordinary intents: those in which an agent asks for something. A customer may drop one for another."""
+        return sorted({scenario["intent"] for scenario in self.scenarios if any(verb == "ask" for verb, _ in scenario["steps"])})
+
     def files(self) -> list[Path]:
         return sorted(self.folder.rglob("*.yaml"))
 

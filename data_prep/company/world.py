@@ -47,6 +47,11 @@ class World:
         self.calls.append((name, arguments))
         return {key: evaluate(value, {**self.state, "arguments": arguments}) for key, value in tool["returns"].items()}
 
+    def slot(self, name: str) -> object:
+        """The true value of a tool's argument or of something an agent asks for (the pack's `arguments` table)."""
+        part, key = self.pack.company["arguments"][name].split(".")
+        return self.state[part][key]
+
     def hear(self, reply: str) -> None:
         """Note what the assistant told the customer; a promise of something that was not done is a violation."""
         self.replies.append(reply)

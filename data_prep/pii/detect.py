@@ -87,7 +87,7 @@ def _numbers(text: str, country: str | None) -> list[Span]:
                   if checker.is_valid(m.group().strip())]
     if _phone_like.search(text):
         for match in phonenumbers.PhoneNumberMatcher(text, country or "GB", leniency=phonenumbers.Leniency.POSSIBLE):
-            if sum(c.isdigit() for c in match.raw_string) >= 7:
+            if sum(c.isdigit() for c in match.raw_string) >= 7 and not any(c.isalpha() for c in match.raw_string):
                 found.append(Span(match.start, match.end, "phone", match.raw_string))
     return found
 

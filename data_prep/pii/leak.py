@@ -13,6 +13,11 @@ from stdnum import iban, luhn
 RESERVED_MAIL = re.compile(r"@example\.(com|org|net)$", re.IGNORECASE)
 _mail = re.compile(r"\S+@\S+\.\w+")
 _digits = re.compile(r"\d(?:[\d ().-]*\d)?")
+_iban_like = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}", re.IGNORECASE)
+
+
+def _starts_with_iban(text: str) -> bool:
+    return any(iban.is_valid(text[:length]) for length in range(15, min(len(text), 34) + 1))
 
 
 def leaks(texts: list[str], known: dict[str, str], masked: list[tuple[str, str]], public: tuple[re.Pattern, ...]) -> list[str]:
@@ -36,6 +41,7 @@ def leaks(texts: list[str], known: dict[str, str], masked: list[tuple[str, str]]
         if kind == "email" and original.casefold() in folded:
             reasons.add("a masked e-mail address left")
     reasons |= {"an e-mail address that is no surrogate" for m in _mail.findall(whole) if not RESERVED_MAIL.search(m.rstrip(".,;:!?)\"'}]"))}
-    reasons |= {"a valid card number" for n in numbers if 13 <= len(n) <= 19 and luhn.is_valid(n)}
-    reasons |= {"a valid IBAN" for m in re.findall(r"\b[A-Z]{2}\d{2}[A-Z0-9]{11,30}\b", re.sub(r"(?<=\w) (?=\w{4}\b)", "", whole)) if iban.is_valid(m)}
+    cards = {re.sub(r"\D", "", run) for run in _digits.findall(_iban_like.sub(" ", whole))}
+    reasons |= {"a valid card number" for n in cards if 13 <= len(n) <= 19 and luhn.is_valid(n)}
+    reasons |= {"a valid IBAN" for m in _iban_like.findall(whole) if _starts_with_iban(m.replace(" ", ""))}
     return sorted(reasons)

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import yaml
+from stdnum import iban, luhn
 
 
 @functools.cache
@@ -84,11 +85,12 @@ class Surrogates:
         return f"{streets[number % len(streets)]} {number // len(streets) % 99 + 1}"
 
     def _iban(self, text: str) -> str:
-        return _wrong_checksum(text, self._number("iban", text), keep=4)
+        # Check digits 00 are never issued (ISO 13616: 02 to 98); where they happen to satisfy the checksum, a digit moves on.
+        body = re.sub("[A-Za-z]", "X", _reshuffled(text[4:], self._number("iban", text)))
+        surrogate = text[:2] + "00" + body
+        return _bump_last_digit(surrogate) if iban.is_valid(surrogate) else surrogate
 
     def _card(self, text: str) -> str:
-        from stdnum import luhn
-
         surrogate = _reshuffled(text, self._number("card", text))
         return surrogate if not luhn.is_valid(re.sub(r"\D", "", surrogate)) else _bump_last_digit(surrogate)
 
@@ -104,11 +106,6 @@ def _reshuffled(text: str, number: int, first: str = "") -> str:
     """The same shape with other digits: digits replaced one by one, everything else kept."""
     digits = iter(first + str(number * 7919 + 10**30)[1:])
     return re.sub(r"\d", lambda _: next(digits), text)
-
-
-def _wrong_checksum(text: str, number: int, keep: int) -> str:
-    """An IBAN of check digits 00, which no bank can issue (ISO 13616: check digits are 02 to 98)."""
-    return text[:2] + "00" + _reshuffled(text[keep:], number)
 
 
 def _bump_last_digit(text: str) -> str:

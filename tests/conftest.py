@@ -1,0 +1,56 @@
+"""What the tests share: small things made for real, in the open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conf.load import load_config
+from data_prep.company.pack import load_pack
+from serve.engine import Completion, Sampling
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def pack():
+    return load_pack(str(ROOT / "data_prep/company/sample"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The default configuration in a folder of its own, with a fingerprint as the pipeline would give."""
+    made = load_config([f"run_dir={tmp_path}/run"])
+    made.fingerprint = {"seed": 0}
+    return made
+
+
+class ScriptedEngine:
+    """An engine that says what it is told to, one reply after the other."""
+
+    def __init__(self, replies: list[str]):
+        self.replies = list(replies)
+        self.asked: list[list[dict]] = []
+
+    def generate(self, conversations: list[list[dict]], sampling: Sampling) -> list[Completion]:
+        return [self._next(c) for c in conversations]
+
+    def stream(self, messages: list[dict], sampling: Sampling) -> Iterator[str | Completion]:
+        completion = self._next(messages)
+        yield from (completion.text[i:i + 3] for i in range(0, len(completion.text), 3))
+        yield completion
+
+    def _next(self, messages: list[dict]) -> Completion:
+        self.asked.append(messages)
+        text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return Completion(text, "stop", 7, len(text.split()))
+
+
+@pytest.fixture
+def scripted():
+    return ScriptedEngine

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_prep import artifacts
+from data_prep.artifacts import FileHashes, StageError, code_hash, hash_value, is_current, read_manifest, require, stage_output
+
+
+def test_a_stage_is_done_when_its_manifest_is_there(config):
+    with stage_output(config, "sft") as out:
+        (out / "a.txt").write_text("x")
+        assert read_manifest(f"{config.run_dir}/sft") is None
+        out.summary("one file", files=1)
+    folder = require(config, "sft", "dpo")
+    manifest = read_manifest(folder)
+    assert manifest["summary"] == "one file"
+    assert list(manifest["outputs"]) == ["a.txt"]
+    assert not folder.with_name("sft.partial").exists()
+
+
+def test_a_missing_input_names_the_stage_to_run(config):
+    with pytest.raises(StageError, match=r"dpo needs the output of sft.*stages=\[sft\]"):
+        require(config, "sft", "dpo")
+
+
+def test_a_failed_stage_leaves_the_old_output_and_its_partial_work(config):
+    with stage_output(config, "sft") as out:
+        (out / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), stage_output(config, "sft") as out:
+        (out / "a.txt").write_text("new")
+        raise RuntimeError("killed")
+    assert (require(config, "sft", "x") / "a.txt").read_text() == "old"
+    with stage_output(config, "sft") as out:
+        assert (out / "a.txt").read_text() == "new", "the same fingerprint resumes"
+    config.fingerprint = {"seed": 1}
+    with pytest.raises(RuntimeError), stage_output(config, "dpo") as out:
+        (out / "b.txt").write_text("x")
+        raise RuntimeError("killed")
+    config.fingerprint = {"seed": 2}
+    with stage_output(config, "dpo") as out:
+        assert not (out / "b.txt").exists(), "another fingerprint starts afresh"
+
+
+def test_current_means_same_fingerprint_and_untouched_outputs(config, tmp_path):
+    with stage_output(config, "sft") as out:
+        (out / "a.txt").write_text("x")
+    folder, hashes = require(config, "sft", "x"), FileHashes(tmp_path / "hashes.json")
+    fingerprint = hash_value({"seed": 0})
+    assert is_current(folder, fingerprint, hashes)
+    assert not is_current(folder, hash_value({"seed": 1}), hashes)
+    (folder / "a.txt").write_text("y!")
+    assert not is_current(folder, fingerprint, FileHashes(tmp_path / "hashes.json"))
+    (folder / "a.txt").unlink()
+    assert not is_current(folder, fingerprint, hashes)
+
+
+def test_a_hash_is_computed_once_per_content(tmp_path):
+    path = tmp_path / "big"
+    path.write_text("one")
+    hashes = FileHashes(tmp_path / "h.json")
+    first = hashes.of(path)
+    assert FileHashes(tmp_path / "h.json").known[str(path)]["hash"] == first
+    path.write_text("other")
+    assert hashes.of(path) != first
+    assert json.loads((tmp_path / "h.json").read_text())
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    artifacts.imports_of.cache_clear()
+    (tmp_path / "training").mkdir()
+    (tmp_path / "data_prep").mkdir()
+    (tmp_path / "training/sft.py").write_text("def run():\n    from data_prep.text import clean\n    return clean\n")
+    (tmp_path / "data_prep/text.py").write_text("def clean(): return 1\n")
+    (tmp_path / "data_prep/other.py").write_text("x = 1\n")
+    yield tmp_path
+    artifacts.imports_of.cache_clear()
+
+
+def test_code_changes_are_seen_through_imports_and_comments_are_not(packages):
+    first = code_hash("training.sft")
+    (packages / "data_prep/text.py").write_text("def clean(): return 1  # why\n")
+    assert code_hash("training.sft") == first, "a comment reruns nothing"
+    (packages / "data_prep/other.py").write_text("x = 2\n")
+    assert code_hash("training.sft") == first, "a module that is not imported reruns nothing"
+    (packages / "data_prep/text.py").write_text("def clean(): return 2\n")
+    assert code_hash("training.sft") != first
