@@ -27,7 +27,9 @@ def load_config(overrides: list[str], name: str = "config") -> DictConfig:
     """
     register()
     try:
-        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        # Serving has a config root of its own: in conf/, `model=` would pick an option of the group model.
+        root = FOLDER / name if (FOLDER / name).is_dir() else FOLDER
+        with initialize_config_dir(str(root), version_base="1.3"):
             config = compose(name, overrides=[_open_key.sub(r"++\g<0>", override) for override in overrides])
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:

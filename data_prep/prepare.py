@@ -142,7 +142,8 @@ def run(config) -> None:
         for split in SPLITS:
             mine = kept[split]
             rows = {
-                "sft": [{"conversation_id": c.id, "message_index": i, "locale": c.locale, "prompt": p, "completion": [m]} for c in mine for i, p, m in prompts(c)],
+                "sft": [{"conversation_id": c.id, "message_index": i, "locale": c.locale, "topic": c.outcome.get("intent"), "prompt": p, "completion": [m]}
+                        for c in mine for i, p, m in prompts(c)],
                 "preferences": [row for c in mine for row in pairs(c, feedback[c.id], severity, settings.min_gap)],
                 "unpaired": [row for c in mine for row in unpaired(c, feedback[c.id])]}
             for kind, made in rows.items():

@@ -2,7 +2,7 @@
 
     python -m serve model=runs/dev/export/model port=8000
 
-Then any OpenAI client works: base_url="http://127.0.0.1:8000/v1". Every key of conf/serve.yaml can be set as `key=value`.
+Then any OpenAI client works: base_url="http://127.0.0.1:8000/v1". Every key of conf/serve/serve.yaml can be set as `key=value`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from serve.engine import Completion, Engine
-from serve.hermes import CLOSE, OPEN, parse_reply
+from serve.hermes import OPEN, parse_reply
 from serve.protocol import ChatCompletionRequest, chunk, error, new_id, response, usage
 
 
@@ -83,13 +83,14 @@ def events(pieces: Iterator[str | Completion], model: str, include_usage: bool) 
 
 
 def releasable(text: str) -> str:
-    """The part of a growing reply that is certainly not a tool call, without white space that a call would swallow."""
+    """The part of a growing reply that is certainly not a tool call, without the white space around it, which a reply does not keep."""
     if OPEN in text:
-        return text[: text.index(OPEN)].strip()
+        text = text[: text.index(OPEN)]
     for length in range(min(len(OPEN) - 1, len(text)), 0, -1):
         if text.endswith(OPEN[:length]):
-            return text[:-length].rstrip()
-    return text.lstrip() if CLOSE not in text else ""
+            text = text[:-length]
+            break
+    return text.strip()
 
 
 def _event(body: dict) -> str:

@@ -4,6 +4,8 @@ Practice conversations are the archive's own with, before every reply, a system 
 away ("Next: get_order"). Half of the decisions are some other one put in its place. So the base learns to read,
 copy, call tools and write the company's sentences on demand, while what to do when is left for SFT to learn. For half of the
 decisions the whole reply is given away, which is where copying is learned first; for the others only its beginning.
+Between them it is asked to read things out: a value of a tool's result, the topic that the helpdesk filed the conversation
+under. So it learns to read customers and tools, and still not what to do about either.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 
 from data_prep.artifacts import ROOT, require, stage_output
 from data_prep.conversation import read_jsonl
-from training.models import IGNORE, conversations_of, train, trainer_arguments
+from training.models import IGNORE, conversations_of, encode, train, trainer_arguments
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _number = re.compile(r"\d+")
+_named = re.compile(r"(\w+(?: \w+)?): (\d+)")      # "Late fee: 12" in a system message
 
 
 def build_tokenizer(texts: Iterator[str], vocab_size: int, chat_template: str) -> PreTrainedTokenizerFast:
@@ -50,7 +53,7 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
             yield message["content"]
             for call in message.get("tool_calls") or []:
                 yield f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
-    yield from ["Next:"] * 100
+    yield from ["Next: Read: topic"] * 100
 
 
 def beginning(reply: dict) -> str:
@@ -69,19 +72,80 @@ def fitted(reply: dict, values: dict, context: str) -> dict | None:
     """Somebody else's reply with this conversation's values in its tool arguments; None where a number of it is not known here."""
     calls = []
     for call in reply.get("tool_calls") or []:
-        arguments = {key: values.get(key, value) for key, value in json.loads(call["function"]["arguments"]).items()}
+        arguments = {key: values.get(key, value) for key, value in (_json(call["function"]["arguments"]) or {}).items()}
         calls.append({**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}})
     text = reply["content"] + " ".join(call["function"]["arguments"] for call in calls)
     known = set(_number.findall(context))
     return {**reply, "tool_calls": calls} if set(_number.findall(text)) <= known else None
 
 
-def practise(messages: list[dict], others: list[dict], swapped: float, rng: random.Random) -> list[dict]:
-    """One practice conversation: a decision given away before each reply, some of them another's decision."""
-    values = {k: v for m in messages for call in m.get("tool_calls") or [] for k, v in json.loads(call["function"]["arguments"]).items()}
-    practice, context, answer_is_void = [], "", False
+def renumbered(messages: list[dict], rng: random.Random) -> list[dict]:
+    """The conversation with every number but 0 replaced by a random one of as many digits, the same one everywhere in it.
+
+    A base that has met only the archive's few policy values would recite them; this one has to read them.
+    """
+    names: dict[str, str] = {}
+
+    def other(match: re.Match) -> str:
+        digits = match.group()
+        if digits not in names:
+            names[digits] = digits if digits == "0" else str(rng.randint(10 ** (len(digits) - 1), 10 ** len(digits) - 1))
+        return names[digits]
+
+    return [json.loads(_number.sub(other, json.dumps(_without_ids(message), ensure_ascii=False))) for message in messages]
+
+
+def _without_ids(message: dict) -> dict:
+    calls = [{"type": "function", "function": call["function"]} for call in message.get("tool_calls") or []]
+    return {"role": message["role"], "content": message["content"], **({"tool_calls": calls} if calls else {})}
+
+
+def argument_values(messages: list[dict]) -> dict:
+    """The arguments of all tool calls of a conversation by name."""
+    return {k: v for m in messages for call in m.get("tool_calls") or [] for k, v in (_json(call["function"]["arguments"]) or {}).items()}
+
+
+def elsewhere(message: dict, values: dict, said: list[str], rng: random.Random) -> dict:
+    """A customer's message whose number, some tool's argument, stands among another customer's words: where it is must not matter."""
+    numbers = _number.findall(message["content"])
+    if message["role"] != "user" or len(numbers) != 1 or numbers[0] not in values.values() or rng.random() < 0.5:
+        return message
+    words = [word for word in rng.choice(said).split() if not _number.search(word)]
+    place = rng.randint(0, len(words))
+    return {**message, "content": " ".join([*words[:place], numbers[0] + rng.choice(["", "", ".", "!"]), *words[place:]])}
+
+
+def readable(messages: list[dict], topic: str | None) -> dict[str, str]:
+    """What can be read out of a conversation so far: the topic the helpdesk filed it under, and the values
+    in system message, tool results and calls."""
+    values = {}
     for message in messages:
+        if message["role"] == "system":
+            values |= dict(_named.findall(message["content"]))
+        if message["role"] == "tool":
+            result = _json(message["content"])
+            values |= {k: json.dumps(v) if not isinstance(v, str) else v for k, v in result.items()} if isinstance(result, dict) else {}
+        for call in message.get("tool_calls") or []:
+            values |= {k: str(v) for k, v in (_json(call["function"]["arguments"]) or {}).items()}
+    return values | ({"topic": topic} if topic else {})
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def practise(messages: list[dict], topic: str | None, others: list[dict], swapped: float, rng: random.Random) -> list[dict]:
+    """One practice conversation: a decision given away before each reply, some of them another's; in between, things to read out."""
+    values = argument_values(messages)
+    practice, context, answer_is_void = [], "", False
+    for index, message in enumerate(messages):
         if message["role"] == "assistant":
+            if rng.random() < 0.7 and (known := readable(messages[:index], topic)):
+                key = "topic" if topic and rng.random() < 0.5 else rng.choice(sorted(known))
+                practice += [{"role": "system", "content": f"Read: {key}"}, {"role": "assistant", "content": known[key]}]
             reply, answer_is_void = message, False
             if rng.random() < swapped:
                 tries = (fitted(rng.choice(others), values, context) for _ in range(6))
@@ -96,18 +160,17 @@ def practise(messages: list[dict], others: list[dict], swapped: float, rng: rand
     return practice
 
 
-def spoken_labels(tokenizer, ids: list[int]) -> list[int]:
-    """Labels for what customers and assistant say: not for the hints, which would teach when, nor for tools' results.
+def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random.Random) -> list[dict]:
+    """The examples in an order whose consecutive batches hold similar lengths, the batches themselves shuffled.
 
-    Predicting customers' words is how the base comes to know what they are about.
+    Little padding, and no trend of lengths over time: sorting alone (the Trainer's group_by_length) lets the loss swing.
     """
-    start, system, tool = tokenizer.convert_tokens_to_ids([START, "system", "tool"])
-    labels, is_spoken = [], True
-    for position, token in enumerate(ids):
-        if token == start:
-            is_spoken = ids[position + 1] not in (system, tool)
-        labels.append(token if is_spoken else IGNORE)
-    return labels
+    batches = []
+    for start in range(0, len(examples), 16 * batch_size):
+        near = sorted(examples[start:start + 16 * batch_size], key=lambda e: len(e["input_ids"]))
+        batches += [near[i:i + batch_size] for i in range(0, len(near) - batch_size + 1, batch_size)]      # whole ones only
+    rng.shuffle(batches)
+    return [example for batch in batches for example in batch]
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -152,23 +215,30 @@ def run(config) -> None:
     settings, rng = config.pretrain, random.Random(config.seed)
     rows = [row for _, row in read_jsonl(require(config, "prepare", "pretrain") / "sft" / "train.jsonl")]
     locales = {row["conversation_id"]: row["locale"] for row in rows}
+    topics = {row["conversation_id"]: row["topic"] for row in rows}
     names = list(dict.fromkeys(row["conversation_id"] for row in rows))
     conversations = dict(zip(names, (messages for messages, _ in conversations_of(rows)), strict=True))
     template = (ROOT / config.model.chat_template).read_text(encoding="utf-8")
     tokenizer = build_tokenizer(texts_of(list(conversations.values())), config.model.vocab_size, template)
-    replies = defaultdict(list)
+    replies, said = defaultdict(list), defaultdict(list)
     for row in rows:
         replies[row["locale"]] += row["completion"]
+        said[row["locale"]] += [m["content"] for m in row["prompt"][-1:] if m["role"] == "user"]
     examples = []
     for name in itertools.islice(itertools.cycle(names), settings.conversations):
-        practice = practise(conversations[name], replies[locales[name]], settings.swapped, rng)
-        ids = tokenizer.apply_chat_template(practice, return_dict=True)["input_ids"][: config.model.max_tokens]
-        examples.append({"input_ids": ids, "labels": spoken_labels(tokenizer, ids)})
+        messages = renumbered(conversations[name], rng)
+        values = argument_values(messages)
+        messages = [elsewhere(message, values, said[locales[name]], rng) for message in messages]
+        practice = practise(messages, topics[name], replies[locales[name]], settings.swapped, rng)
+        example = encode(tokenizer, practice, set(range(len(practice))))
+        if len(example["input_ids"]) <= config.model.max_tokens:
+            examples.append(example)
     architecture = OmegaConf.to_container(config.model.architecture)
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **architecture))
     with stage_output(config, "pretrain") as out:
         arguments = trainer_arguments(config, "pretrain", Path(out), TrainingArguments)
         optimizer = MuonAndAdamW(model, arguments.learning_rate, arguments.weight_decay)
+        examples = in_batches_of_like_length(examples, arguments.per_device_train_batch_size, rng)
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORE)
         trainer = Pretrainer(model, arguments, train_dataset=Dataset.from_list(examples), data_collator=collator, optimizers=(optimizer, None))
         curve = train(trainer, Path(out))

@@ -2,7 +2,8 @@
 
 An adapter is a module with `conversations(data, run_dir)` and `feedback(data, run_dir)`. The first yields
 `(where, record)` and the second `(where, record)` too: `where` names the line or file, `record` is a plain dictionary
-in the shape of `Conversation` or `Feedback`, or None where it could not be read. Checking and counting happen once, here.
+in the shape of `Conversation` or `Feedback`, None where it could not be read, or a string: the reason why this record
+is left out on purpose. Checking and counting happen once, here.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Reader:
         self.counts[kind] += 1
         if record is None:
             return self._reject(where, "not JSON", kind)
+        if isinstance(record, str):
+            return self._reject(where, record, kind, bad=False)
         try:
             return make(record)
         except BadRecord as error:

@@ -21,7 +21,9 @@ from data_prep.conversation import tool_call
 
 def conversations(data, run_dir: str) -> Iterator[tuple[str, object]]:
     for name, dialogue in _dialogues(data.root):
-        if dialogue is None or dialogue.get("CompletionLevel") == "Complete":
+        if dialogue is not None and dialogue.get("CompletionLevel") != "Complete":
+            yield name, f"an incomplete dialogue ({dialogue.get('CompletionLevel')})"
+        else:
             yield name, dialogue and _conversation(dialogue)
 
 

@@ -1,0 +1,233 @@
+"""Each trainer for real, on a toy model: it learns, the base stays, and what is saved is what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conf.load import load_config
+from data_prep.artifacts import StageError, require, stage_dir
+from data_prep.conversation import read_jsonl, tool_call, write_jsonl
+from training.models import IGNORE, conversations_of, count_tokens, encode, sequences
+from training.pretrain import beginning, build_tokenizer, fitted, practise, readable, whole
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
+TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
+        {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {"order_number": "48213"})]},
+        {"role": "tool", "content": '{"status": "shipped", "days": 3}'}, {"role": "assistant", "content": "It arrives in 3 days."},
+        {"role": "user", "content": "thanks"}, {"role": "assistant", "content": "Bye!"}]
+
+
+@pytest.fixture(scope="module", params=["tiny.jinja", "hermes.jinja"])
+def tokenizer(request):
+    texts = [m["content"] for m in TALK] * 3 + ["system user assistant tool", '{"name": "get_order", "arguments": {"order_number": "'] * 3
+    return build_tokenizer(iter(texts), 400, (TEMPLATES / request.param).read_text())
+
+
+def test_digits_are_tokens_of_their_own_and_text_survives(tokenizer):
+    assert tokenizer.tokenize("48213") == list("48213")
+    for text in ("order 48213, größe 7 €!", "  two  spaces\n"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_only_the_chosen_replies_are_learned_each_with_its_stop_token(tokenizer):
+    def learned(targets: set[int]) -> str:
+        sequence = encode(tokenizer, TALK, targets)
+        return tokenizer.decode([label for label in sequence["labels"] if label != IGNORE])
+
+    assert learned({4}) == "It arrives in 3 days.<|im_end|>"
+    assert learned({2}) == '<tool_call>{"name": "get_order", "arguments": {"order_number": "48213"}}</tool_call><|im_end|>'
+    assert learned({2, 4, 6}) == learned({2}) + learned({4}) + learned({6})
+
+
+def test_rows_of_one_conversation_become_one_sequence(tokenizer):
+    rows = [{"conversation_id": "a", "prompt": TALK[:i], "completion": [TALK[i]]} for i in (2, 4, 6)]
+    rows += [{"conversation_id": "b", "prompt": TALK[:2], "completion": [TALK[2]]}]
+    assert [(len(messages), targets) for messages, targets in conversations_of(rows)] == [(7, {2, 4, 6}), (3, {2})]
+    made, dropped = sequences(tokenizer, rows, 1000)
+    assert (len(made), dropped) == (2, 0)
+
+
+def test_what_is_too_long_is_cut_as_in_serving_or_counted(tokenizer):
+    rows = [{"conversation_id": "a", "prompt": TALK[:i], "completion": [TALK[i]]} for i in (2, 4, 6)]
+    short = count_tokens(tokenizer, [TALK[0], *TALK[5:]])
+    made, dropped = sequences(tokenizer, rows, short)
+    assert [tokenizer.decode([t for t in s["labels"] if t != IGNORE]) for s in made] == ["Bye!<|im_end|>"]
+    assert dropped == 2
+    assert sequences(tokenizer, rows, 5) == ([], 3)
+
+
+def test_practice_gives_decisions_away_and_reads_things_out():
+    import random
+
+    assert beginning(TALK[2]) == "get_order"
+    assert beginning(TALK[4]) == "It arrives in"
+    assert whole(TALK[2]) == 'get_order {"order_number": "48213"}'
+    assert readable(TALK[:5], "status") == {"order_number": "48213", "status": "shipped", "days": "3", "topic": "status"}
+    practice = practise(TALK, "status", [TALK[6]], 0.0, random.Random(0))
+    hints = [m["content"] for m in practice if m["role"] == "system" and m["content"].startswith("Next: ")]
+    assert len(hints) == 3
+    assert [m for m in practice if m in TALK] == TALK, "with nothing swapped the conversation itself is unchanged"
+    swapped = practise(TALK, None, [{"role": "assistant", "content": "Goodbye"}], 1.0, random.Random(0))
+    assert [m["content"] for m in swapped if m["role"] == "assistant" and m["content"] == "Goodbye"] == ["Goodbye"] * 3
+
+
+def test_somebody_elses_reply_fits_only_where_its_numbers_are_known():
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call("refund", {"order_number": "11111"})]}
+    assert json.loads(fitted(call, {"order_number": "48213"}, "order 48213")["tool_calls"][0]["function"]["arguments"]) == {"order_number": "48213"}
+    assert fitted(call, {}, "order 48213") is None
+    assert fitted({"role": "assistant", "content": "in 9 days"}, {}, "3 days") is None
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A toy company archive prepared, and a toy base pretrained: what the trainers below start from."""
+    folder = tmp_path_factory.mktemp("toy")
+    return toy_config(folder)
+
+
+def toy_config(folder: Path, **changes):
+    config = load_config([
+        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
+        "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
+        "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
+    config.fingerprint = {"seed": 0}
+    return config
+
+
+def run_stages(config, *names):
+    import importlib
+
+    from training.pipeline import BY_NAME
+
+    for name in names:
+        torch.manual_seed(0)
+        importlib.import_module(BY_NAME[name].module).run(config)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+@pytest.mark.slow
+def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
+    run_stages(toy, "generate", "anonymise", "prepare", "pretrain")
+    base = stage_dir(toy, "pretrain") / "model"
+    before = weights(base)
+    run_stages(toy, "sft", "reward", "dpo")
+    assert all(torch.equal(before[k], v) for k, v in weights(base).items()), "the base must not move"
+
+    sft = weights(stage_dir(toy, "sft") / "adapter")
+    moved = {name: float(value.abs().max()) for name, value in sft.items() if "lora_B" in name}
+    assert moved
+    assert min(moved.values()) > 0, "every LoRA matrix has learned something"
+
+    dpo = weights(stage_dir(toy, "dpo") / "adapter")
+    assert set(dpo) == set(sft)
+    assert all(not torch.equal(dpo[k], sft[k]) for k in sft if "lora_B" in k), "dpo starts from sft and moves on"
+    assert not (stage_dir(toy, "dpo") / "adapter" / "ref").exists()
+
+    reward = weights(stage_dir(toy, "reward") / "adapter")
+    heads = [v for k, v in reward.items() if "score" in k]
+    assert heads, "the score head must be saved with the adapter"
+    assert float(heads[0].abs().max()) > 0
+
+
+@pytest.mark.slow
+def test_dpo_starts_at_the_sft_policy_not_at_the_base(toy):
+    """With policy = reference the first reward margin is exactly zero; a raw base as reference would show it."""
+    curve = json.loads((require(toy, "dpo", "test") / "curve.json").read_text())
+    from data_prep.artifacts import read_manifest
+
+    assert read_manifest(stage_dir(toy, "dpo"))["facts"]["pairs"] > 0
+    assert curve[0]["loss"] < 0.6931 + 0.2 * 20, "sigmoid(0) plus the weighted sft loss"
+
+
+@pytest.mark.slow
+def test_the_saved_adapter_gives_the_trained_logits(toy):
+    folder = require(toy, "sft", "test") / "adapter"
+    base = require(toy, "pretrain", "test") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([encode(tokenizer, TALK, {2})["input_ids"]])
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+        first = adapted(ids).logits
+        merged = adapted.merge_and_unload()(ids).logits
+    assert not torch.allclose(plain, first)
+    assert torch.allclose(first, merged, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_packed_conversations_do_not_see_each_other(toy):
+    """Positions that start again at 0 and no attention mask: the second sequence's logits are those it has alone."""
+    model = AutoModelForCausalLM.from_pretrained(require(toy, "pretrain", "test") / "model").eval()
+    one, two = torch.arange(5, 25), torch.arange(30, 50)
+    positions = torch.cat([torch.arange(20), torch.arange(20)])
+    with torch.no_grad():
+        packed = model(input_ids=torch.cat([one, two])[None], position_ids=positions[None]).logits[0, 20:]
+        alone = model(input_ids=two[None]).logits[0]
+    assert torch.allclose(packed, alone, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_reward_does_not_depend_on_batch_or_padding(toy):
+    from training.models import load_tokenizer
+    from training.reward import load_scorer, score
+
+    tokenizer = load_tokenizer(toy)
+    model = PeftModel.from_pretrained(load_scorer(toy, tokenizer), require(toy, "reward", "test") / "adapter")
+    talks = [TALK, TALK[:5], TALK[:3]]
+    together = score(model, tokenizer, talks, 3)
+    alone = torch.cat([score(model, tokenizer, [t], 1) for t in talks])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_never_reads_the_truth(tmp_path):
+    """Without the truth files the same weights come out."""
+    made = []
+    for keep in (True, False):
+        config = toy_config(tmp_path / str(keep))
+        run_stages(config, "generate")
+        if not keep:
+            (stage_dir(config, "generate") / "truth.jsonl").unlink()
+        run_stages(config, "anonymise", "prepare", "pretrain", "sft", "reward", "dpo")
+        made.append({stage: weights(stage_dir(config, stage) / "adapter") for stage in ("sft", "reward", "dpo")})
+    for stage in made[0]:
+        assert all(torch.equal(made[0][stage][k], made[1][stage][k]) for k in made[0][stage]), stage
+
+
+@pytest.mark.slow
+def test_no_pairs_says_what_to_collect(toy):
+    path = stage_dir(toy, "prepare") / "preferences" / "train.jsonl"
+    rows = [row for _, row in read_jsonl(path)]
+    write_jsonl(path, [])
+    try:
+        with pytest.raises(StageError, match="collect ratings of two drafts"):
+            run_stages(toy, "dpo")
+    finally:
+        write_jsonl(path, rows)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_nowhere_is_one_line(toy):
+    config = toy.copy()
+    config.model.from_scratch, config.model.name = False, "/no/such/model"
+    with pytest.raises(StageError, match=r"model.name=/no/such/model is neither a local folder"):
+        run_stages(config, "sft")
+
+
+@pytest.mark.slow
+def test_a_trainer_key_that_trl_does_not_know_is_named(toy):
+    config = load_config(["+sft.trainer.lerning_rate=1", f"run_dir={toy.run_dir}"])
+    config.fingerprint = {"seed": 1}
+    with pytest.raises(StageError, match=r"sft.trainer has \['lerning_rate'\]"):
+        run_stages(config, "sft")
