@@ -80,6 +80,7 @@ class Prepare:
 
 @dataclass
 class Pretrain:
+    drills: int = MISSING
     conversations: int = MISSING          # practice conversations drawn from the archive
     swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
     trainer: dict[str, Any] = MISSING

@@ -27,7 +27,9 @@ def write(config, path: Path, scorecard: dict, decision: dict, outcomes: dict) -
              "<p>Success is the world's true end state and the facts that had to be told, with no violation, at temperature 0. Bars carry 95 % intervals. "
              "Unseen wordings, names and policy values never occur in training; gates read them.</p>"]
     if any(outcomes.values()):
-        parts += ["<h2>Success by stage</h2>", success_picture(scorecard), "<h2>Success by intent, unseen wordings</h2>", intents(outcomes),
+        picture = success_picture(scorecard)
+        path.with_name("success.svg").write_text(picture.replace("<svg ", '<svg style="background:#fff" ', 1), encoding="utf-8")
+        parts += ["<h2>Success by stage</h2>", picture, "<h2>Success by intent, unseen wordings</h2>", intents(outcomes),
                   "<h2>By language, unseen wordings</h2>", by(outcomes, "language")]
     parts += ["<h2>Scorecard</h2>", scores(scorecard, gates), "<h2>Held-out replies of agents</h2>", replies(scorecard), "<h2>Training</h2>", curves(config)]
     if any(outcomes.values()):

@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
@@ -28,6 +29,8 @@ def quieten(config) -> None:
     """Third-party chatter off, threads and seed set: called once in each stage's process."""
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub)\b.*")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     for name in ("accelerate", "datasets", "trl", "peft", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if config.hardware.threads:
@@ -212,10 +215,23 @@ class StopOnNan(TrainerCallback):
             raise StageError(f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate of this stage, or look at its data")
 
 
+class Bar(ProgressCallback):
+    """The Trainer's progress bar with the loss beside it, instead of a dictionary printed at every logging step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.on_predict(args, state, control)
+
+
 def train(trainer, output_dir: Path) -> list[dict]:
     """Train, or go on from the last checkpoint; write the curve to `curve.json` and return it."""
     checkpoints = output_dir / "checkpoints"
     trainer.add_callback(StopOnNan())
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar())
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_json(output_dir / "curve.json", curve)

@@ -12,6 +12,7 @@ and seed are unchanged is skipped.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import shlex
@@ -93,7 +94,7 @@ def fingerprint(config, stage: Stage, hashes: FileHashes, code: dict[str, str]) 
         files |= {str(path): hashes.of(path) for path in _data_files(config)}
     if stage.name not in code:
         code[stage.name] = code_hash(stage.module)
-    templates = {str(p.name): hashes.of(p) for p in sorted((ROOT / "training" / "templates").glob("*.jinja"))} if stage.trains else {}
+    templates = {str(p.name): hashes.of(p) for p in sorted((ROOT / "training" / "templates").glob("*.jinja"))} if stage.libraries == TRAIN else {}
     return {"inputs": inputs, "config": hash_value(values), "code": code[stage.name], "data": hash_value({**files, **templates}),
             "libraries": versions(stage.libraries), "seed": config.seed}
 
@@ -135,7 +136,7 @@ def take_over(config, stage: Stage, wanted: dict) -> bool:
     return True
 
 
-def start(config, stage: Stage, wanted: dict) -> None:
+def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     """Run one stage in a process of its own. Raises: StageError when it fails."""
     run_dir = Path(config.run_dir)
     settings = run_dir / "config" / f"{stage.name}.yaml"
@@ -150,7 +151,7 @@ def start(config, stage: Stage, wanted: dict) -> None:
         environment["TQDM_MININTERVAL"] = "15"      # a log file wants a line now and then, not a bar
     if config.hardware.threads:
         environment["OMP_NUM_THREADS"] = str(config.hardware.threads)
-    code = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, env=environment, cwd=ROOT, check=False, pass_fds=[lock]).returncode
     if code != 0:
         raise StageError(f"stage {stage.name} stopped (exit {code}); what it finished is kept, the same command goes on from there")
 
@@ -171,7 +172,7 @@ def run(config) -> None:
     if config.company:
         load_pack(config.company)
     run_dir = Path(config.run_dir)
-    _check_writable(run_dir)
+    lock = take_lock(run_dir)
     hashes, code, seconds = FileHashes(run_dir / "hashes.json"), {}, {}
     for number, stage in enumerate(stages, 1):
         wanted = fingerprint(config, stage, hashes, code)
@@ -188,7 +189,7 @@ def run(config) -> None:
             continue
         print(f"{label} {why(folder, wanted)}", flush=True)
         began = time.time()
-        start(config, stage, wanted)
+        start(config, stage, wanted, lock)
         seconds[stage.name] = time.time() - began
         print(f"{label} {read_manifest(folder)['summary']} · {seconds[stage.name]:.0f} s", flush=True)
     _print_seconds(config, seconds)
@@ -203,14 +204,21 @@ def _print_seconds(config, seconds: dict[str, float]) -> None:
     print(f"{'all':<12} {sum(seconds.values()):7.1f}")
 
 
-def _check_writable(run_dir: Path) -> None:
+def take_lock(run_dir: Path) -> int:
+    """Hold the run folder for this process and the stages it starts; a stage that outlives its killed parent still holds it.
+
+    Raises: StageError where the folder cannot be written, or somebody else is at work in it.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
-        probe.write_text("x")
-        probe.unlink()
+        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StageError(f"cannot write to {run_dir}: {error.strerror}; choose another place with run_dir=…") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StageError(f"another pipeline is at work in {run_dir}: wait for it, stop it, or choose another run_name") from None
+    return lock
 
 
 def main(arguments: list[str]) -> int:
@@ -221,7 +229,12 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"error: {error.strerror}: {error.filename or ''}; free some space or check the path, then run the same command again", file=sys.stderr)
+            print(f"error: {error.strerror or error}: {error.filename or ''}; free some space or check the path, then run the same command again", file=sys.stderr)
+            return 1
+        except Exception as error:
+            if "No space left" not in str(error):       # safetensors has an exception of its own for it
+                raise
+            print("error: no space left on the disk; free some, then run the same command again", file=sys.stderr)
             return 1
         return 0
     if {"-h", "--help"} & set(arguments):

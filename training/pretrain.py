@@ -5,7 +5,7 @@ away ("Next: get_order"). Half of the decisions are some other one put in its pl
 copy, call tools and write the company's sentences on demand, while what to do when is left for SFT to learn. For half of the
 decisions the whole reply is given away, which is where copying is learned first; for the others only its beginning.
 Between them it is asked to read things out: a value of a tool's result, the topic that the helpdesk filed the conversation
-under. So it learns to read customers and tools, and still not what to do about either.
+under. So it learns to read customers and tools, and still not what to do about either. Before all that come drills of copying.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
             yield message["content"]
             for call in message.get("tool_calls") or []:
                 yield f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
-    yield from ["Next: Read: topic"] * 100
+    yield from ["Next: Read: topic Repeat"] * 100
 
 
 def beginning(reply: dict) -> str:
@@ -160,6 +160,23 @@ def practise(messages: list[dict], topic: str | None, others: list[dict], swappe
     return practice
 
 
+def drill(words: list[str], rng: random.Random) -> list[dict]:
+    """A short exercise of copying alone: say again what was said, or the number that stands behind a word.
+
+    Words and numbers are random, so nothing can be guessed and nearly every token teaches copying; in real conversations
+    only one in twenty does, and copying would come late.
+    """
+    numbers = [str(rng.randint(0, 10 ** rng.choice([1, 2, 3, 5]) - 1)) for _ in range(rng.randint(3, 14))]
+    if rng.random() < 0.5:
+        keys = rng.sample(words, len(numbers))
+        place = rng.randrange(len(keys))
+        said, asked, answer = " ".join(f"{k}: {v}" for k, v in zip(keys, numbers, strict=True)), f"Read: {keys[place]}", numbers[place]
+    else:
+        said = answer = " ".join(number if rng.random() < 0.6 else rng.choice(words) for number in numbers)
+        asked = "Repeat"
+    return [{"role": "user", "content": said}, {"role": "system", "content": asked}, {"role": "assistant", "content": answer}]
+
+
 def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random.Random) -> list[dict]:
     """The examples in an order whose consecutive batches hold similar lengths, the batches themselves shuffled.
 
@@ -224,6 +241,8 @@ def run(config) -> None:
     for row in rows:
         replies[row["locale"]] += row["completion"]
         said[row["locale"]] += [m["content"] for m in row["prompt"][-1:] if m["role"] == "user"]
+    words = sorted({word for each in said.values() for text in each for word in text.split() if word.isalpha()})
+    drills = [encode(tokenizer, drill(words, rng), {2}) for _ in range(settings.drills)]
     examples = []
     for name in itertools.islice(itertools.cycle(names), settings.conversations):
         messages = renumbered(conversations[name], rng)
@@ -238,12 +257,13 @@ def run(config) -> None:
     with stage_output(config, "pretrain") as out:
         arguments = trainer_arguments(config, "pretrain", Path(out), TrainingArguments)
         optimizer = MuonAndAdamW(model, arguments.learning_rate, arguments.weight_decay)
-        examples = in_batches_of_like_length(examples, arguments.per_device_train_batch_size, rng)
+        size = arguments.per_device_train_batch_size
+        examples = in_batches_of_like_length(drills, size, rng) + in_batches_of_like_length(examples, size, rng)
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORE)
         trainer = Pretrainer(model, arguments, train_dataset=Dataset.from_list(examples), data_collator=collator, optimizers=(optimizer, None))
         curve = train(trainer, Path(out))
         model.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         parameters = sum(p.numel() for p in model.parameters())
-        out.summary(f"{len(examples)} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
+        out.summary(f"{settings.drills} drills and {settings.conversations} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
                     parameters=parameters, loss=curve[-1]["loss"])

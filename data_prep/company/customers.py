@@ -17,7 +17,7 @@ PATIENCE = 2          # unhelpful replies a customer bears before leaving
 class Customer:
     """One scripted customer. `open()` gives the first messages, `answer(reply)` the next ones, or [] when it is over."""
 
-    def __init__(self, world: World, split: str, rng: random.Random, *, typos: float = 0.15, fragments: float = 0.25):
+    def __init__(self, world: World, split: str, rng: random.Random, *, typos: float = 0.1, fragments: float = 0.25):
         self.world, self.rng, self.typos, self.fragments = world, rng, typos, fragments
         pack = world.pack
         self.words = (pack.phrases if split == "seen" else pack.unseen)[world.language]["customer"]

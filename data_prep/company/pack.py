@@ -19,7 +19,7 @@ import yaml
 from simpleeval import SimpleEval
 
 LIBYAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-NAMES = {"order", "account", "policy", "arguments", "handoff", "customer"}
+NAMES = {"order", "account", "policy", "arguments", "handoff", "customer", "case"}
 
 
 class PackError(ValueError):
