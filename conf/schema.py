@@ -91,6 +91,7 @@ class Sft:
     lora: Lora = field(default_factory=Lora)
     full_parameter: bool = MISSING        # train all weights too, as a candidate beside LoRA
     trainer: dict[str, Any] = MISSING
+    full_trainer: dict[str, Any] = MISSING   # what is different there
 
 
 @dataclass

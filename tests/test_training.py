@@ -166,6 +166,23 @@ def test_the_saved_adapter_gives_the_trained_logits(toy):
 
 
 @pytest.mark.slow
+def test_the_cheaper_loss_is_trls_loss(toy, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from training.models import load_base, load_tokenizer, trainer_arguments
+    from training.sft import CpuSFTTrainer
+
+    tokenizer = load_tokenizer(toy)
+    data = Dataset.from_list([encode(tokenizer, TALK, {2, 4}), encode(tokenizer, TALK[:3], {2})] * 3)
+    losses = []
+    for cls in (SFTTrainer, CpuSFTTrainer):
+        arguments = trainer_arguments(toy, "sft", tmp_path / cls.__name__, SFTConfig, max_length=400, completion_only_loss=False)
+        losses.append(cls(load_base(toy), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer).evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_packed_conversations_do_not_see_each_other(toy):
     """Positions that start again at 0 and no attention mask: the second sequence's logits are those it has alone."""
     model = AutoModelForCausalLM.from_pretrained(require(toy, "pretrain", "test") / "model").eval()

@@ -188,7 +188,7 @@ def trainer_arguments(config, stage: str, output_dir: Path, cls, settings=None, 
 
     Raises: StageError for a key that TRL does not have.
     """
-    own = OmegaConf.to_container(settings if settings is not None else config[stage].trainer)
+    own = dict(settings) if settings is not None else OmegaConf.to_container(config[stage].trainer)
     values = {**OmegaConf.to_container(config.trainer), **OmegaConf.to_container(config.hardware.trainer), **own, **fixed}
     values |= {"output_dir": str(output_dir / "checkpoints"), "seed": config.seed, "data_seed": config.seed, "report_to": config.tracking.report_to}
     unknown = sorted(set(values) - set(cls.__dataclass_fields__))
@@ -205,6 +205,24 @@ def track(config, stage: str) -> None:
     identity = hashlib.sha256(f"{Path(config.run_dir).resolve()} {stage} {json.dumps(OmegaConf.to_container(config.fingerprint), sort_keys=True)}".encode()).hexdigest()[:12]
     os.environ.update(WANDB_PROJECT=config.tracking.project, WANDB_MODE=config.tracking.mode, WANDB_RUN_GROUP=config.run_name, WANDB_NAME=f"{config.run_name}-{stage}",
                       WANDB_RUN_ID=identity, WANDB_RESUME="allow", WANDB_JOB_TYPE=stage, WANDB_DIR=config.run_dir)
+
+
+class LossOfLabelled:
+    """The trainers' loss, with logits of labelled positions only: on a CPU those of all the others cost more than the model.
+
+    A mix-in before transformers' or TRL's trainer. No attention mask is passed: padding stands on the right, where causal
+    attention never looks, and packed sequences are kept apart by their positions. Same value as theirs (tests/test_training.py).
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        network = self.accelerator.unwrap_model(model)
+        network = network.get_base_model() if isinstance(network, PeftModel) else network
+        hidden = network.model(**{key: inputs[key] for key in ("input_ids", "position_ids") if key in inputs}).last_hidden_state
+        labels = inputs["labels"][:, 1:]
+        learned = labels != IGNORE
+        total = torch.nn.functional.cross_entropy(network.lm_head(hidden[:, :-1][learned]).float(), labels[learned], reduction="sum")
+        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
 
 class StopOnNan(TrainerCallback):

@@ -26,7 +26,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 
 from data_prep.artifacts import ROOT, require, stage_output
 from data_prep.conversation import read_jsonl
-from training.models import IGNORE, conversations_of, encode, train, trainer_arguments
+from training.models import IGNORE, LossOfLabelled, conversations_of, encode, train, trainer_arguments
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _number = re.compile(r"\d+")
@@ -217,15 +217,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-class Pretrainer(Trainer):
-    """transformers' Trainer with the loss of labelled positions only: on a CPU the logits of all the others cost a third."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Padding stands on the right, so causal attention needs no mask.
-        hidden = model.model(input_ids=inputs["input_ids"]).last_hidden_state[:, :-1]
-        labels = inputs["labels"][:, 1:]
-        learned = labels != IGNORE
-        return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), labels[learned])
+class Pretrainer(LossOfLabelled, Trainer):
+    """transformers' Trainer with the cheaper loss."""
 
 
 def run(config) -> None:

@@ -8,13 +8,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
-from training.models import load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+from training.models import LossOfLabelled, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+
+
+class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
+    """TRL's SFTTrainer with the cheaper loss."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
 
 def run(config) -> None:
@@ -29,24 +38,25 @@ def run(config) -> None:
     with stage_output(config, "sft") as out:
         metrics = {}
         if config.sft.full_parameter:
-            metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full")
+            metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full", config.sft.full_trainer)
         model = get_peft_model(load_base(config), lora_config(config.sft.lora, "CAUSAL_LM"))
-        metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter")
+        metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter", {})
         write_json(out / "metrics.json", {**metrics, "replies": len(rows["train"]), "sequences": len(tokens["train"][0]), "dropped_too_long": dropped})
         beside = f", all weights {metrics['full']['validation_loss']:.3f}" if "full" in metrics else ""
         out.summary(f"{len(rows['train'])} replies in {len(tokens['train'][0])} sequences → validation loss {metrics['lora']['validation_loss']:.3f}{beside}; "
                     f"{dropped} replies too long", **metrics)
 
 
-def fit(config, model, tokenizer, datasets: dict, folder: Path) -> dict:
+def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict:
     """Train one model (adapter or all weights) and save it into `folder`; a finished one is not trained again."""
     done = folder / "metrics.json"
     if done.is_file():
         return json.loads(done.read_text())
     # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
-    arguments = trainer_arguments(config, "sft", folder, SFTConfig, max_length=config.model.max_tokens, completion_only_loss=False, shuffle_dataset=True,
+    arguments = trainer_arguments(config, "sft", folder, SFTConfig, {**config.sft.trainer, **changes}, max_length=config.model.max_tokens, completion_only_loss=False, shuffle_dataset=True,
                                   eval_strategy="no")
-    trainer = SFTTrainer(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
+    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
+    trainer = trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
     curve = train(trainer, folder)
     loss = trainer.evaluate()["eval_loss"] if datasets["validation"] else float("nan")
     trainer.model.save_pretrained(folder)
