@@ -100,6 +100,18 @@ def toy_config(folder: Path, **changes):
     return config
 
 
+def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(tmp_path):
+    from training.models import last_checkpoint
+
+    for step, state in ((2, "{}"), (10, "{}"), (12, "{cut"), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-14").exists()
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
 def run_stages(config, *names):
     import importlib
 

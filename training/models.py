@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ import transformers
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from data_prep.artifacts import ROOT, StageError, require, stage_dir
@@ -244,13 +244,28 @@ class Bar(ProgressCallback):
         self.on_predict(args, state, control)
 
 
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; one that a kill cut short is removed.
+
+    The Trainer writes trainer_state.json after everything else, and removes the checkpoint before it only then.
+    """
+    whole = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            whole.append(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+
+
 def train(trainer, output_dir: Path) -> list[dict]:
     """Train, or go on from the last checkpoint; write the curve to `curve.json` and return it."""
     checkpoints = output_dir / "checkpoints"
     trainer.add_callback(StopOnNan())
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_json(output_dir / "curve.json", curve)
     return curve
