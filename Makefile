@@ -28,10 +28,10 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve,dev]"
 	@touch $@
 
-train: setup  ## The whole pipeline: sample company, tiny model, CPU, about 17 minutes
+train: setup  ## The whole pipeline: sample company, tiny model, CPU, about 25 minutes
 	$(PIPELINE) $(ARGS)
 
-smoke: setup  ## Every stage, small, in under three minutes; its figures mean nothing
+smoke: setup  ## Every stage, small, in about three minutes; its figures mean nothing
 	$(PIPELINE) experiment=smoke $(ARGS)
 
 $(STAGES): setup

@@ -45,8 +45,8 @@ def spoken(conversation: Conversation) -> str:
 
 def duplicates(conversations: list[Conversation], similarity: float) -> dict[str, str]:
     """The ids to drop, with the reason: said word for word before, or nearly (MinHash over 3-word shingles, Broder 1997)."""
-    dropped, exact = {}, set()
-    index = MinHashLSH(threshold=similarity, num_perm=128)
+    dropped, exact, sketches = {}, set(), {}
+    index = MinHashLSH(threshold=min(similarity, 0.9), num_perm=128)      # finds candidates; the sketches decide
     for conversation in tqdm(conversations, desc="deduplicate", unit="conv"):
         text = spoken(conversation)
         words = re.findall(r"\w+", text)
@@ -58,10 +58,11 @@ def duplicates(conversations: list[Conversation], similarity: float) -> dict[str
             continue
         sketch = MinHash(num_perm=128)
         sketch.update_batch([" ".join(words[i:i + 3]).encode() for i in range(len(words) - 2)])
-        if index.query(sketch):
+        if any(sketch.jaccard(sketches[candidate]) >= similarity for candidate in index.query(sketch)):
             dropped[conversation.id] = "near duplicate"
         else:
             index.insert(conversation.id, sketch)
+            sketches[conversation.id] = sketch
     return dropped
 
 

@@ -34,8 +34,8 @@ class Customer:
         parts = []
         if rng.random() < 0.45 and not self.world.scenario["angry"]:
             parts.append(self._say("greetings") + rng.choice([",", "!", "."]))
-        if rng.random() < 0.06:
-            others = [other for other in self.world.pack.errands() if other != intent]
+        others = [other for other in self.world.pack.errands() if other != intent]
+        if rng.random() < 0.06 and others:
             parts += [self._say("openings", rng.choice(others)), self._say("change_of_mind")]
         parts.append(self._say("openings", intent))
         slot = next((thing for verb, thing in self.world.scenario["steps"] if verb == "ask"), None)
