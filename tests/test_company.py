@@ -92,7 +92,7 @@ def test_the_archive_is_the_same_on_every_run_and_of_mixed_quality(pack):
     assert 0.05 < sum(q < 0.5 for q in quality) / len(quality) < 0.6
     assert {c["locale"] for c, _, _ in first} == {"en-GB", "de-DE", "nl-NL", "sv-SE"}
     kinds = Counter(f["kind"] for _, feedback, _ in first for f in feedback)
-    assert min(kinds[k] for k in ("rating", "thumb", "edit")) > 2
+    assert min(kinds[k] for k in ("rating", "thumb", "edit")) > 0
     for conversation, feedback, _ in first:
         Conversation.from_record(conversation)
         assert all(Feedback.from_record(f).conversation_id == conversation["id"] for f in feedback)
