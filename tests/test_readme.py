@@ -66,4 +66,4 @@ def test_nothing_names_a_place_of_one_machine():
     for name in made:
         path = ROOT / name
         if path.suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".jinja") or path.name in ("Makefile", "run"):
-            assert str(ROOT.parent) + "/" not in path.read_text(encoding="utf-8"), name
+            assert str(ROOT) + "/" not in path.read_text(encoding="utf-8"), name
