@@ -102,7 +102,7 @@ class Reward:
 
 @dataclass
 class Dpo:
-    max_chosen_drop: float = MISSING      # nats per token; a larger fall of chosen log-probs raises the alarm
+    max_chosen_drop: float = MISSING      # nats per reply; a larger fall of chosen log-probs raises the alarm
     trainer: dict[str, Any] = MISSING
 
 

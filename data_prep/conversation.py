@@ -90,8 +90,9 @@ class Feedback:
     @classmethod
     def from_record(cls, record: object) -> Feedback:
         """Check one JSON object. Raises: BadRecord."""
-        if not isinstance(record, dict) or not record.get("conversation_id"):
-            raise BadRecord("feedback lacks `conversation_id`")
+        for key in ("conversation_id", "kind"):
+            if not isinstance(record, dict) or not record.get(key):
+                raise BadRecord(f"feedback lacks `{key}`")
         feedback = cls(**{key: record[key] for key in cls.__dataclass_fields__ if key in record})
         if feedback.kind == "rating" and feedback.rating not in (1, 2, 3, 4, 5):
             raise BadRecord(f"rating {feedback.rating!r} is not on the scale 1 to 5")

@@ -25,7 +25,7 @@ def test_a_bad_conversation_says_what_is_wrong(record, says):
 
 
 @pytest.mark.parametrize(("record", "says"), [
-    ({"kind": "rating", "rating": 3}, "conversation_id"), ({"conversation_id": "c", "kind": "rating", "rating": 7}, "scale 1 to 5"),
+    ({"kind": "rating", "rating": 3}, "conversation_id"), ({"conversation_id": "c", "rating": 3}, "lacks `kind`"), ({"conversation_id": "c", "kind": "rating", "rating": 7}, "scale 1 to 5"),
     ({"conversation_id": "c", "kind": "thumb", "thumb": "sideways"}, "up"), ({"conversation_id": "c", "kind": "edit"}, "better text"),
     ({"conversation_id": "c", "kind": "stars"}, "none of")])
 def test_bad_feedback_says_what_is_wrong(record, says):

@@ -31,7 +31,7 @@ def run(config) -> None:
         shutil.rmtree(out / "adapter" / "ref", ignore_errors=True)
         fall = chosen_fall(curve)
         if fall > config.dpo.max_chosen_drop:
-            print(f"warning: the chosen replies became less likely by {fall:.2f} nats of reward since the start. Likely cause: too high a learning rate or "
+            print(f"warning: the chosen replies became less likely by {fall:.2f} nats per reply since the start. Likely cause: too high a learning rate or "
                   "too low a beta. Next: dpo.trainer.learning_rate lower, or more of the sft loss in dpo.trainer.loss_weights", flush=True)
         accuracy = curve[-1].get("rewards/accuracies", float("nan"))
         metrics = {"pairs": len(rows), "dropped_too_long": too_long, "loss": curve[-1]["loss"], "train_accuracy": accuracy, "chosen_fall": fall}

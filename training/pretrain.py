@@ -193,7 +193,7 @@ def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon on the weight matrices, AdamW on everything else (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    With it the small base learns to copy digits in half the tokens that AdamW alone needs.
+    In trials the small base's loss fell to the same level in about half the tokens that AdamW alone took.
     """
 
     def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float):

@@ -94,7 +94,7 @@ def _read(path: Path):
 
 
 def _steps(lines: list[str]) -> list[tuple[str, str]]:
-    return [tuple((line + " ").split(" ", 1)) if line == "end" else tuple(line.split(" ", 1)) for line in lines]
+    return [line.partition(" ")[::2] for line in lines]
 
 
 def _scenario(raw: dict) -> dict:

@@ -56,7 +56,7 @@ class World:
         """Note what the assistant told the customer; a promise of something that was not done is a violation."""
         self.replies.append(reply)
         for promise, done in self.pack.company.get("promises", {}).items():
-            if self._recognised(promise, reply) and not evaluate(done, self.state):
+            if self.recognise(promise, reply) and not evaluate(done, self.state):
                 self.violations.append(promise)
 
     def succeeded(self) -> bool:
@@ -70,16 +70,13 @@ class World:
     def handed_off(self) -> bool:
         return any(name == "transfer_to_human" for name, _ in self.calls)
 
-    def recognise(self, kind: str, reply: str) -> bool:
-        return self._recognised(kind, reply)
-
     def _judge(self, expression: str) -> object:
         text = "\n".join(self.replies)
         functions = {"told": lambda value: re.search(rf"(?<!\d){re.escape(str(value))}(?!\d)", text) is not None,
-                     "said": lambda kind: any(self._recognised(kind, reply) for reply in self.replies)}
+                     "said": lambda kind: any(self.recognise(kind, reply) for reply in self.replies)}
         return evaluate(expression, self.state, functions)
 
-    def _recognised(self, kind: str, reply: str) -> bool:
+    def recognise(self, kind: str, reply: str) -> bool:
         pattern = self.pack.phrases[self.language]["recognise"].get(kind)
         return bool(pattern and re.search(pattern, reply, re.IGNORECASE))
 
