@@ -49,6 +49,7 @@ class Hardware:
     launcher: str = MISSING               # put before each training stage, e.g. "accelerate launch"
     threads: int | None = MISSING
     trainer: dict[str, Any] = MISSING
+    sft_trainer: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Prepare:
 @dataclass
 class Pretrain:
     drills: int = MISSING
+    topic_drills: int = MISSING
     conversations: int = MISSING          # practice conversations drawn from the archive
     swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
     trainer: dict[str, Any] = MISSING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import openai
 import pytest
 import yaml
 
+from data_prep.conversation import read_jsonl
 from eval.verify import served
 from training.pipeline import STAGES, built
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["experiment=smoke", "generate.conversations=150", "model.vocab_size=600", "pretrain.drills=16", "pretrain.conversations=64", "pretrain.trainer.max_steps=3", "pretrain.trainer.per_device_train_batch_size=8",
+SMALL = ["experiment=smoke", "generate.conversations=150", "model.vocab_size=600", "pretrain.drills=16", "pretrain.topic_drills=16", "pretrain.conversations=64", "pretrain.trainer.max_steps=3", "pretrain.trainer.per_device_train_batch_size=8",
          "sft.trainer.max_steps=6", "sft.trainer.save_steps=1", "reward.trainer.max_steps=2", "dpo.trainer.max_steps=6", "dpo.trainer.save_steps=1",
          "evaluate.conversations=6", "evaluate.seen_conversations=4", "export.parity_prompts=100", "export.force=true", "verify.conversations=2"]
 pytestmark = pytest.mark.slow
@@ -133,7 +135,7 @@ def test_killed_between_stages_it_goes_on(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("overrides", "says"), [
-    (["stages=[sft]"], "sft needs the output of prepare"), (["stages=[dpo]"], "run 'stages=[prepare]' first"),
+    (["stages=[sft]"], "sft needs the output of prepare"), (["stages=[dpo]"], "run 'stages=[pretrain]' first"),
     (["data=jsonl", "data.conversations=/no/such.jsonl"], "data.conversations=/no/such.jsonl does not exist"), (["company=/no/pack"], "is no company pack"),
     (["stages=[export]"], "export needs the output of evaluate")])
 def test_what_is_missing_is_said_in_one_line(tmp_path, overrides, says):
@@ -142,6 +144,32 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, overrides, says):
     assert made.returncode == 1
     assert says in errors[0]
     assert "Traceback" not in made.stderr
+
+
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
+    """A limit on file sizes stands in for the disk: writing stops in the middle of a file with an OSError."""
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "training.pipeline", *SMALL, f"run_dir={run_dir}", "stages=[generate,anonymise]"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
+    assert made.returncode == 1
+    assert "free some space" in made.stderr
+    assert "Traceback" not in made.stderr
+    assert not (run_dir / "generate").exists(), "written whole or not at all"
+    assert pipeline(run_dir, "stages=[generate,anonymise]").returncode == 0
+
+
+def test_wandb_offline_needs_no_account_and_gets_no_text_of_customers(whole, tmp_path):
+    run_dir, _ = whole
+    copy = tmp_path / "tracked"
+    pipeline(copy, f"reuse={run_dir}", "stages=[generate,anonymise,prepare,pretrain,sft]", "sft.trainer.max_steps=2", "tracking=wandb", "tracking.mode=offline")
+    records = list(copy.glob("wandb/offline-run-*/*.wandb"))
+    assert len(records) == 1, "one run for sft; pretrain was taken over"
+    recorded = records[0].read_bytes()
+    assert b"train/loss" in recorded
+    said = [m["content"] for _, row in read_jsonl(copy / "prepare/sft/train.jsonl") for m in row["prompt"] if m["role"] == "user"]
+    assert len(said) > 50
+    assert not any(text.encode() in recorded for text in said if len(text) > 20)
+    assert not any(text.encode() in path.read_bytes() for text in said[:50] if len(text) > 20 for path in copy.glob("wandb/**/*") if path.is_file())
 
 
 def test_an_unwritable_run_folder_is_said(tmp_path):

@@ -93,7 +93,7 @@ def toy(tmp_path_factory):
 
 def toy_config(folder: Path, **changes):
     config = load_config([
-        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
+        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
         "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
         "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
     config.fingerprint = {"seed": 0}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
@@ -154,6 +155,21 @@ def sequences(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], max_toke
             else:
                 dropped += 1
     return made, dropped
+
+
+def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random.Random) -> list[dict]:
+    """The examples in an order whose consecutive batches hold similar lengths, the batches themselves shuffled.
+
+    Little padding, and no trend of lengths over time: sorting alone (the Trainer's group_by_length) lets the loss swing.
+    """
+    batches, rest = [], []
+    for start in range(0, len(examples), 16 * batch_size):
+        near = sorted(examples[start:start + 16 * batch_size], key=lambda e: len(e["input_ids"]))
+        made = [near[i:i + batch_size] for i in range(0, len(near), batch_size)]
+        rest += made.pop() if len(made[-1]) < batch_size else []
+        batches += made
+    rng.shuffle(batches)
+    return [example for batch in [*batches, rest] for example in batch]
 
 
 def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[list[dict], int]:

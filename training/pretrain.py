@@ -15,7 +15,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,19 +26,23 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 
 from data_prep.artifacts import ROOT, require, stage_output
 from data_prep.conversation import read_jsonl
-from training.models import IGNORE, LossOfLabelled, conversations_of, encode, train, trainer_arguments
+from training.models import IGNORE, LossOfLabelled, conversations_of, encode, in_batches_of_like_length, train, trainer_arguments
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_pieces = Regex(r"\d| ?[\p{L}_]+| ?[^\s\p{L}\d_]+|\s")
 _number = re.compile(r"\d+")
 _named = re.compile(r"(\w+(?: \w+)?): (\d+)")      # "Late fee: 12" in a system message
 
 
 def build_tokenizer(texts: Iterator[str], vocab_size: int, chat_template: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the archive, each digit a token of its own, so that numbers can be copied digit by digit."""
+    """Byte-level BPE over the archive, each digit a token of its own, so that numbers can be copied digit by digit.
+
+    Words with underscores (tools, their arguments) stay whole, and what every tool call begins with is one token.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(_pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    tags = ["<tool_call>", "</tool_call>"]
+    tags = ['<tool_call>{"name": "', '", "arguments": {', "}}</tool_call>"]
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size - len(tags), special_tokens=[PAD, START, STOP], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=STOP, pad_token=PAD, chat_template=chat_template)
@@ -95,6 +99,27 @@ def renumbered(messages: list[dict], rng: random.Random) -> list[dict]:
     return [json.loads(_number.sub(other, json.dumps(_without_ids(message), ensure_ascii=False))) for message in messages]
 
 
+def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[dict]:
+    """The conversation with the words of identifiers (tool arguments of letters and digits, like an address) replaced by invented ones.
+
+    Else the base would write some address that it has often met, instead of the one it was told.
+    """
+    text = json.dumps(messages, ensure_ascii=False)
+    for value in argument_values(messages).values():
+        if not isinstance(value, str) or not re.search(r"\d", value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
+            continue
+        for word in set(re.findall(r"[^\W\d_]{3,}", value)):
+            other = invented(words, rng).capitalize()
+            text = re.sub(rf"\b{word}\b", lambda m, other=other: other.lower() if m.group().islower() else other, text, flags=re.IGNORECASE)
+    return json.loads(text)
+
+
+def invented(words: list[str], rng: random.Random) -> str:
+    """A word that is none: the first half of one and the second half of another."""
+    one, two = rng.choice(words), rng.choice(words)
+    return one[: (len(one) + 1) // 2] + two[len(two) // 2:]
+
+
 def _without_ids(message: dict) -> dict:
     calls = [{"type": "function", "function": call["function"]} for call in message.get("tool_calls") or []]
     return {"role": message["role"], "content": message["content"], **({"tool_calls": calls} if calls else {})}
@@ -113,6 +138,26 @@ def elsewhere(message: dict, values: dict, said: list[str], rng: random.Random) 
     words = [word for word in rng.choice(said).split() if not _number.search(word)]
     place = rng.randint(0, len(words))
     return {**message, "content": " ".join([*words[:place], numbers[0] + rng.choice(["", "", ".", "!"]), *words[place:]])}
+
+
+def results_otherwise(message: dict, seen: dict[str, list], rng: random.Random) -> dict:
+    """A tool's result with some of its words and truth values replaced by what the same key holds elsewhere: not to be guessed from the topic."""
+    result = _json(message["content"]) if message["role"] == "tool" else None
+    if not isinstance(result, dict):
+        return message
+    other = {key: rng.choice(seen[key]) if key in seen and rng.random() < 0.5 else value for key, value in result.items()}
+    return {**message, "content": json.dumps(other, ensure_ascii=False, separators=(",", ":"))}
+
+
+def words_of_results(conversations: Iterable[list[dict]]) -> dict[str, list]:
+    """The different words and truth values that the keys of tool results hold."""
+    seen = defaultdict(dict)
+    for message in itertools.chain.from_iterable(conversations):
+        result = _json(message["content"]) if message["role"] == "tool" else None
+        for key, value in result.items() if isinstance(result, dict) else ():
+            if isinstance(value, str | bool):
+                seen[key][value] = None
+    return {key: list(values) for key, values in seen.items() if len(values) <= 20}
 
 
 def readable(messages: list[dict], topic: str | None) -> dict[str, str]:
@@ -144,7 +189,7 @@ def practise(messages: list[dict], topic: str | None, others: list[dict], swappe
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             if rng.random() < 0.7 and (known := readable(messages[:index], topic)):
-                key = "topic" if topic and rng.random() < 0.5 else rng.choice(sorted(known))
+                key = "topic" if topic and rng.random() < 0.3 else rng.choice(sorted(known))
                 practice += [{"role": "system", "content": f"Read: {key}"}, {"role": "assistant", "content": known[key]}]
             reply, answer_is_void = message, False
             if rng.random() < swapped:
@@ -163,10 +208,11 @@ def practise(messages: list[dict], topic: str | None, others: list[dict], swappe
 def drill(words: list[str], rng: random.Random) -> list[dict]:
     """A short exercise of copying alone: say again what was said, or the number that stands behind a word.
 
-    Words and numbers are random, so nothing can be guessed and nearly every token teaches copying; in real conversations
+    Words, numbers and names are random, so nothing can be guessed and nearly every token teaches copying; in real conversations
     only one in twenty does, and copying would come late.
     """
     numbers = [str(rng.randint(0, 10 ** rng.choice([1, 2, 3, 5]) - 1)) for _ in range(rng.randint(3, 14))]
+    numbers = [f"{invented(words, rng).capitalize()} {number}" if rng.random() < 0.2 else number for number in numbers]
     if rng.random() < 0.5:
         keys = rng.sample(words, len(numbers))
         place = rng.randrange(len(keys))
@@ -177,17 +223,17 @@ def drill(words: list[str], rng: random.Random) -> list[dict]:
     return [{"role": "user", "content": said}, {"role": "system", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random.Random) -> list[dict]:
-    """The examples in an order whose consecutive batches hold similar lengths, the batches themselves shuffled.
+def topic_drill(messages: list[dict], topic: str, rng: random.Random) -> list[dict]:
+    """What a conversation is about, read from some of the customer's first words, often in no order.
 
-    Little padding, and no trend of lengths over time: sorting alone (the Trainer's group_by_length) lets the loss swing.
+    A small model learns whole sentences by heart and then fails on new ones made of the same words; so it is shown words.
     """
-    batches = []
-    for start in range(0, len(examples), 16 * batch_size):
-        near = sorted(examples[start:start + 16 * batch_size], key=lambda e: len(e["input_ids"]))
-        batches += [near[i:i + batch_size] for i in range(0, len(near) - batch_size + 1, batch_size)]      # whole ones only
-    rng.shuffle(batches)
-    return [example for batch in batches for example in batch]
+    words = " ".join(m["content"] for m in itertools.takewhile(lambda m: m["role"] != "assistant", messages) if m["role"] == "user").split()
+    lost = rng.choice([0, 0.2, 0.4])
+    words = [word for word in words if rng.random() >= lost] or words
+    if rng.random() < 0.5:
+        rng.shuffle(words)
+    return [{"role": "user", "content": " ".join(words)}, {"role": "system", "content": "Read: topic"}, {"role": "assistant", "content": topic}]
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -236,11 +282,15 @@ def run(config) -> None:
         said[row["locale"]] += [m["content"] for m in row["prompt"][-1:] if m["role"] == "user"]
     words = sorted({word for each in said.values() for text in each for word in text.split() if word.isalpha()})
     drills = [encode(tokenizer, drill(words, rng), {2}) for _ in range(settings.drills)]
+    filed = [name for name in names if topics[name]]
+    drills += [encode(tokenizer, topic_drill(conversations[name], topics[name], rng), {2}) for name in itertools.islice(itertools.cycle(filed), settings.topic_drills if filed else 0)]
+    rng.shuffle(drills)
+    results = words_of_results(conversations.values())
     examples = []
     for name in itertools.islice(itertools.cycle(names), settings.conversations):
-        messages = renumbered(conversations[name], rng)
+        messages = renumbered(renamed(conversations[name], words, rng), rng)
         values = argument_values(messages)
-        messages = [elsewhere(message, values, said[locales[name]], rng) for message in messages]
+        messages = [elsewhere(results_otherwise(message, results, rng), values, said[locales[name]], rng) for message in messages]
         practice = practise(messages, topics[name], replies[locales[name]], settings.swapped, rng)
         example = encode(tokenizer, practice, set(range(len(practice))))
         if len(example["input_ids"]) <= config.model.max_tokens:

@@ -1,4 +1,6 @@
-"""Stage `sft`: learn from what agents wrote. LoRA over the base, loss on the agents' messages alone, sequences packed.
+"""Stage `sft`: learn from what agents wrote. LoRA over the base, loss on the agents' messages alone.
+
+Sequences are packed on a GPU and stand in batches of like length on a CPU, where attention over packed rows costs more than padding.
 
     sft/adapter/    the LoRA adapter          sft/full/    all weights trained instead, as a candidate beside it
 """
@@ -6,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -15,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
-from training.models import LossOfLabelled, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+from training.models import LossOfLabelled, in_batches_of_like_length, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
 
 
 class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
@@ -53,8 +56,11 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
     if done.is_file():
         return json.loads(done.read_text())
     # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
-    arguments = trainer_arguments(config, "sft", folder, SFTConfig, {**config.sft.trainer, **changes}, max_length=config.model.max_tokens, completion_only_loss=False, shuffle_dataset=True,
-                                  eval_strategy="no")
+    settings = {**config.hardware.sft_trainer, **config.sft.trainer, **changes}
+    order = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
+    arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **order)
+    if not settings["packing"]:
+        datasets = {**datasets, "train": Dataset.from_list(in_batches_of_like_length(datasets["train"].to_list(), arguments.per_device_train_batch_size, random.Random(config.seed)))}
     trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
     trainer = trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
     curve = train(trainer, folder)

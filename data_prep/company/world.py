@@ -116,7 +116,7 @@ def run_tool_calls(world: World, tool_calls: list[dict]) -> list[dict]:
         except ValueError:
             arguments = None
         result = world.call(call["function"]["name"], arguments)
-        messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
+        messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result, separators=(",", ":"))})
     return messages
 
 
