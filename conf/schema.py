@@ -98,7 +98,6 @@ class Sft:
 
 @dataclass
 class Reward:
-    lora: Lora = field(default_factory=Lora)
     trainer: dict[str, Any] = MISSING
 
 

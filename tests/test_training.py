@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.load import load_config
 from data_prep.artifacts import StageError, require, stage_dir
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
-from training.models import IGNORE, conversations_of, count_tokens, encode, sequences
-from training.pretrain import beginning, build_tokenizer, fitted, practise, readable, whole
+from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
+from training.pretrain import beginning, build_tokenizer, conditional, drill, fitted, invented, practise, readable, renamed, results_otherwise, topic_drill, whole, words_of_results
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
@@ -63,18 +66,64 @@ def test_what_is_too_long_is_cut_as_in_serving_or_counted(tokenizer):
 
 
 def test_practice_gives_decisions_away_and_reads_things_out():
-    import random
-
     assert beginning(TALK[2]) == "get_order"
     assert beginning(TALK[4]) == "It arrives in"
     assert whole(TALK[2]) == 'get_order {"order_number": "48213"}'
     assert readable(TALK[:5], "status") == {"Returns": "30", "order_number": "48213", "status": "shipped", "days": "3", "topic": "status"}
-    practice = practise(TALK, "status", [TALK[6]], 0.0, random.Random(0))
+    practice = practise(TALK, "status", [TALK[6]], {}, 0.0, random.Random(0))
     hints = [m["content"] for m in practice if m["role"] == "system" and m["content"].startswith("Next: ")]
     assert len(hints) == 3
     assert [m for m in practice if m in TALK] == TALK, "with nothing swapped the conversation itself is unchanged"
-    swapped = practise(TALK, None, [{"role": "assistant", "content": "Goodbye"}], 1.0, random.Random(0))
+    swapped = practise(TALK, None, [{"role": "assistant", "content": "Goodbye"}], {}, 1.0, random.Random(0))
     assert [m["content"] for m in swapped if m["role"] == "assistant" and m["content"] == "Goodbye"] == ["Goodbye"] * 3
+
+
+def test_a_condition_gives_the_decision_away_only_to_who_reads_the_result():
+    results = words_of_results([TALK, [{"role": "tool", "content": '{"status": "open", "days": 4}'}]])
+    assert results == {"status": ["shipped", "open"], "days": [3, 4]}
+    known = readable(TALK[:4], None)
+    for seed in range(20):
+        condition, otherwise = conditional("RIGHT", "WRONG", known, results, random.Random(seed)).removeprefix("if ").split("; else: ")
+        claim, then = condition.split(": ")
+        key, value = claim.split(" is ")
+        assert (then if known[key] == value else otherwise) == "RIGHT"
+    assert conditional("RIGHT", "WRONG", {"order_number": "48213"}, results, random.Random(0)) is None
+    others = {results_otherwise(TALK[3], results, random.Random(seed))["content"] for seed in range(20)}
+    assert others == {'{"status":"shipped","days":3}', '{"status":"open","days":3}'}, "numbers stay: replies quote them"
+
+
+def test_identifiers_get_new_words_everywhere_and_other_values_do_not():
+    talk = [{"role": "user", "content": "send it to Mill Lane 4, order 48213, my return"},
+            {"role": "assistant", "content": "", "tool_calls": [tool_call("change_address", {"address": "Mill Lane 4", "topic": "return"})]}]
+    made = renamed(talk, ["alpha", "bravo", "delta"], random.Random(1))
+    address = json.loads(made[1]["tool_calls"][0]["function"]["arguments"])["address"]
+    assert address != "Mill Lane 4"
+    assert made[0]["content"] == f"send it to {address}, order 48213, my return"
+
+
+def test_drills_ask_for_what_was_said():
+    words = ["alpha", "bravo", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett", "kilo", "lima", "mike", "oscar", "papa"]
+    for seed in range(30):
+        said, asked, answer = (m["content"] for m in drill(words, seed / 30, random.Random(seed)))
+        assert said == answer if asked == "Repeat" else f"{asked.removeprefix('Read: ')}: {answer}" in said
+    _, asked, answer = topic_drill(TALK, "status", random.Random(0))
+    assert (asked["content"], answer["content"]) == ("Read: topic", "status")
+    said = {tuple(topic_drill(TALK, "status", random.Random(seed))[0]["content"].split()) for seed in range(30)}
+    assert all(set(words) <= {"where", "is", "order", "48213?"} for words in said)
+    assert len(said) > 5
+    assert invented(["alpha", "bravo"], random.Random(2))[0].isupper()
+
+
+@given(st.lists(st.integers(1, 90), max_size=200) | st.lists(st.integers(1, 90), min_size=32, max_size=32), st.integers(1, 9))
+@example(list(range(32, 0, -1)), 2)
+def test_batches_of_like_length_lose_nothing(lengths, size):
+    examples = [{"input_ids": [0] * length, "number": i} for i, length in enumerate(lengths)]
+    order = in_batches_of_like_length(examples, size, random.Random(0))
+    assert sorted(e["number"] for e in order) == list(range(len(lengths)))
+    first = [len(e["input_ids"]) for e in order[:16 * size]]
+    if len(examples) == 16 * size:
+        batches = sorted(first[i:i + size] for i in range(0, len(first), size))
+        assert [length for batch in batches for length in batch] == sorted(lengths), "a batch holds neighbours in length"
 
 
 def test_somebody_elses_reply_fits_only_where_its_numbers_are_known():
@@ -150,6 +199,16 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
     heads = [v for k, v in reward.items() if "score" in k]
     assert heads, "the score head must be saved with the adapter"
     assert float(heads[0].abs().max()) > 0
+
+
+@pytest.mark.slow
+def test_the_reward_model_starts_from_the_sft_adapter_whatever_its_rank(toy):
+    from training.models import load_tokenizer
+    from training.reward import start_from_sft
+
+    own = {name.replace(".default.", "."): value for name, value in start_from_sft(toy, load_tokenizer(toy)).named_parameters()}
+    for name, value in weights(require(toy, "sft", "test") / "adapter").items():
+        assert torch.equal(own[name], value), name
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ PeftModel as the reference, and saves it beside the policy; only the policy is k
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.artifacts import StageError, stage_output
 from data_prep.conversation import write_json
-from training.models import load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
 
 
 def run(config) -> None:
@@ -22,9 +23,10 @@ def run(config) -> None:
     rows, too_long = preference_rows(config, tokenizer, "train")
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    dataset = Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows])
     with stage_output(config, "dpo") as out:
-        arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None)
+        arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None, train_sampling_strategy="sequential")
+        order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
+        dataset = Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in order])
         trainer = DPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         trainer.save_model(str(out / "adapter"))

@@ -158,17 +158,16 @@ def sequences(tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], max_toke
 
 
 def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random.Random) -> list[dict]:
-    """The examples in an order whose consecutive batches hold similar lengths, the batches themselves shuffled.
+    """The examples in about their order, but consecutive batches hold similar lengths: sixteen batches are sorted, and shuffled as batches.
 
     Little padding, and no trend of lengths over time: sorting alone (the Trainer's group_by_length) lets the loss swing.
     """
     batches, rest = [], []
     for start in range(0, len(examples), 16 * batch_size):
-        near = sorted(examples[start:start + 16 * batch_size], key=lambda e: len(e["input_ids"]))
+        near = sorted(examples[start:start + 16 * batch_size], key=lambda e: e["tokens"] if "tokens" in e else len(e["input_ids"]))
         made = [near[i:i + batch_size] for i in range(0, len(near), batch_size)]
         rest += made.pop() if len(made[-1]) < batch_size else []
-        batches += made
-    rng.shuffle(batches)
+        batches += rng.sample(made, len(made))
     return [example for batch in [*batches, rest] for example in batch]
 
 
@@ -181,11 +180,12 @@ def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str) -> t
     for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl"):
         longest = max((row["chosen"], row["rejected"]), key=lambda c: count_tokens(tokenizer, row["prompt"] + c))
         cut = truncate(row["prompt"] + longest, config.model.max_tokens, lambda m: count_tokens(tokenizer, m))
-        if count_tokens(tokenizer, cut) > config.model.max_tokens:
+        tokens = count_tokens(tokenizer, cut)
+        if tokens > config.model.max_tokens:
             dropped += 1
             continue
         rows.append({"prompt": [_plain(m) for m in cut[:-1]], "chosen": [_plain(m) for m in row["chosen"]],
-                     "rejected": [_plain(m) for m in row["rejected"]], "margin": row["margin"]})
+                     "rejected": [_plain(m) for m in row["rejected"]], "margin": row["margin"], "tokens": tokens})
     return rows, dropped
 
 

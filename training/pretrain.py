@@ -57,7 +57,7 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
             yield message["content"]
             for call in message.get("tool_calls") or []:
                 yield f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
-    yield from ["Next: Read: topic Repeat"] * 100
+    yield from ["Next: Read: topic Repeat if is else"] * 100
 
 
 def beginning(reply: dict) -> str:
@@ -109,7 +109,7 @@ def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[
         if not isinstance(value, str) or not re.search(r"\d", value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
             continue
         for word in set(re.findall(r"[^\W\d_]{3,}", value)):
-            other = invented(words, rng).capitalize()
+            other = invented(words, rng)
             text = re.sub(rf"\b{word}\b", lambda m, other=other: other.lower() if m.group().islower() else other, text, flags=re.IGNORECASE)
     return json.loads(text)
 
@@ -117,7 +117,7 @@ def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[
 def invented(words: list[str], rng: random.Random) -> str:
     """A word that is none: the first half of one and the second half of another."""
     one, two = rng.choice(words), rng.choice(words)
-    return one[: (len(one) + 1) // 2] + two[len(two) // 2:]
+    return (one[: (len(one) + 1) // 2] + two[len(two) // 2:]).capitalize()
 
 
 def _without_ids(message: dict) -> dict:
@@ -145,17 +145,17 @@ def results_otherwise(message: dict, seen: dict[str, list], rng: random.Random) 
     result = _json(message["content"]) if message["role"] == "tool" else None
     if not isinstance(result, dict):
         return message
-    other = {key: rng.choice(seen[key]) if key in seen and rng.random() < 0.5 else value for key, value in result.items()}
+    other = {key: rng.choice(seen[key]) if isinstance(value, str | bool) and key in seen and rng.random() < 0.5 else value for key, value in result.items()}
     return {**message, "content": json.dumps(other, ensure_ascii=False, separators=(",", ":"))}
 
 
 def words_of_results(conversations: Iterable[list[dict]]) -> dict[str, list]:
-    """The different words and truth values that the keys of tool results hold."""
+    """The different values that the keys of tool results hold, where they are few."""
     seen = defaultdict(dict)
     for message in itertools.chain.from_iterable(conversations):
         result = _json(message["content"]) if message["role"] == "tool" else None
         for key, value in result.items() if isinstance(result, dict) else ():
-            if isinstance(value, str | bool):
+            if isinstance(value, str | bool | int):
                 seen[key][value] = None
     return {key: list(values) for key, values in seen.items() if len(values) <= 20}
 
@@ -169,7 +169,7 @@ def readable(messages: list[dict], topic: str | None) -> dict[str, str]:
             values |= dict(_named.findall(message["content"]))
         if message["role"] == "tool":
             result = _json(message["content"])
-            values |= {k: json.dumps(v) if not isinstance(v, str) else v for k, v in result.items()} if isinstance(result, dict) else {}
+            values |= {k: _text(v) for k, v in result.items()} if isinstance(result, dict) else {}
         for call in message.get("tool_calls") or []:
             values |= {k: str(v) for k, v in (_json(call["function"]["arguments"]) or {}).items()}
     return values | ({"topic": topic} if topic else {})
@@ -182,7 +182,23 @@ def _json(text: str) -> object:
         return None
 
 
-def practise(messages: list[dict], topic: str | None, others: list[dict], swapped: float, rng: random.Random) -> list[dict]:
+def conditional(decision: str, alternative: str, known: dict[str, str], results: dict[str, list], rng: random.Random) -> str | None:
+    """A decision given away on a condition: "if status is open: … else: …", true or not, so that what a tool found must be looked at."""
+    choices = [key for key in known if len(results.get(key, ())) > 1]
+    if not choices:
+        return None
+    key = rng.choice(choices)
+    values = [_text(value) for value in results[key]]
+    if rng.random() < 0.5:
+        return f"if {key} is {known[key]}: {decision}; else: {alternative}"
+    return f"if {key} is {rng.choice([value for value in values if value != known[key]])}: {alternative}; else: {decision}"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def practise(messages: list[dict], topic: str | None, others: list[dict], results: dict[str, list], swapped: float, rng: random.Random) -> list[dict]:
     """One practice conversation: a decision given away before each reply, some of them another's; in between, things to read out."""
     values = argument_values(messages)
     practice, context, answer_is_void = [], "", False
@@ -191,13 +207,13 @@ def practise(messages: list[dict], topic: str | None, others: list[dict], swappe
             if rng.random() < 0.7 and (known := readable(messages[:index], topic)):
                 key = "topic" if topic and rng.random() < 0.3 else rng.choice(sorted(known))
                 practice += [{"role": "system", "content": f"Read: {key}"}, {"role": "assistant", "content": known[key]}]
-            reply, answer_is_void = message, False
-            if rng.random() < swapped:
-                tries = (fitted(rng.choice(others), values, context) for _ in range(6))
-                other = next((t for t in tries if t is not None), None)
-                if other is not None:
-                    reply, answer_is_void = other, bool(message.get("tool_calls"))
-            hint = whole(reply) if rng.random() < 0.5 else beginning(reply)
+            tries = (fitted(rng.choice(others), values, context) for _ in range(6))
+            other = next((t for t in tries if t is not None), None)
+            swap = other is not None and rng.random() < swapped
+            reply, answer_is_void = (other, bool(message.get("tool_calls"))) if swap else (message, False)
+            hint = rng.choice([whole, beginning])(reply)
+            if other is not None and rng.random() < 0.5:
+                hint = conditional(beginning(reply), beginning(message if reply is other else other), readable(messages[:index], None), results, rng) or hint
             practice += [{"role": "system", "content": f"Next: {hint}"}, reply]
         elif message["role"] != "tool" or not answer_is_void:
             practice.append(message)
@@ -205,22 +221,32 @@ def practise(messages: list[dict], topic: str | None, others: list[dict], swappe
     return practice
 
 
-def drill(words: list[str], rng: random.Random) -> list[dict]:
-    """A short exercise of copying alone: say again what was said, or the number that stands behind a word.
+def drill(words: list[str], progress: float, rng: random.Random) -> list[dict]:
+    """A short exercise of copying alone: say again what was said, or what stands behind a word.
 
-    Words, numbers and names are random, so nothing can be guessed and nearly every token teaches copying; in real conversations
-    only one in twenty does, and copying would come late.
+    Words, names and numbers are random, so nothing can be guessed and nearly every token teaches copying; in real
+    conversations only one in twenty does, and copying would come late. Numbers are few at first (`progress` goes from 0
+    to 1): among digits, which repeat, it is hard to see what is to be copied.
     """
-    numbers = [str(rng.randint(0, 10 ** rng.choice([1, 2, 3, 5]) - 1)) for _ in range(rng.randint(3, 14))]
-    numbers = [f"{invented(words, rng).capitalize()} {number}" if rng.random() < 0.2 else number for number in numbers]
-    if rng.random() < 0.5:
-        keys = rng.sample(words, len(numbers))
-        place = rng.randrange(len(keys))
-        said, asked, answer = " ".join(f"{k}: {v}" for k, v in zip(keys, numbers, strict=True)), f"Read: {keys[place]}", numbers[place]
-    else:
-        said = answer = " ".join(number if rng.random() < 0.6 else rng.choice(words) for number in numbers)
+    numbers = min(0.6, 0.2 + 0.6 * progress)
+
+    def thing() -> str:
+        return number(rng) if rng.random() < numbers else invented(words, rng) if rng.random() < 0.5 else rng.choice(words)
+
+    count = rng.randint(5, 14)
+    if rng.random() < 2 / 3:
+        said = answer = " ".join(thing() for _ in range(count))
         asked = "Repeat"
+    else:
+        keys = rng.sample(words, count)
+        values = [number(rng) if rng.random() < 0.6 else f"{invented(words, rng)} {number(rng)}" for _ in keys]
+        place = rng.randrange(count)
+        said, asked, answer = " ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True)), f"Read: {keys[place]}", values[place]
     return [{"role": "user", "content": said}, {"role": "system", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def number(rng: random.Random) -> str:
+    return str(rng.randint(0, 10 ** rng.choice([1, 2, 3, 5]) - 1))
 
 
 def topic_drill(messages: list[dict], topic: str, rng: random.Random) -> list[dict]:
@@ -281,17 +307,19 @@ def run(config) -> None:
         replies[row["locale"]] += row["completion"]
         said[row["locale"]] += [m["content"] for m in row["prompt"][-1:] if m["role"] == "user"]
     words = sorted({word for each in said.values() for text in each for word in text.split() if word.isalpha()})
-    drills = [encode(tokenizer, drill(words, rng), {2}) for _ in range(settings.drills)]
+    drills = [encode(tokenizer, drill(words, i / settings.drills, rng), {2}) for i in range(settings.drills)]
     filed = [name for name in names if topics[name]]
-    drills += [encode(tokenizer, topic_drill(conversations[name], topics[name], rng), {2}) for name in itertools.islice(itertools.cycle(filed), settings.topic_drills if filed else 0)]
-    rng.shuffle(drills)
+    copied = len(drills) * 2 // 3         # copying alone first, the rest of it among topics
+    late = drills[copied:] + [encode(tokenizer, topic_drill(conversations[name], topics[name], rng), {2})
+                              for name in itertools.islice(itertools.cycle(filed), settings.topic_drills if filed else 0)]
+    rng.shuffle(late)
     results = words_of_results(conversations.values())
     examples = []
     for name in itertools.islice(itertools.cycle(names), settings.conversations):
         messages = renumbered(renamed(conversations[name], words, rng), rng)
         values = argument_values(messages)
         messages = [elsewhere(results_otherwise(message, results, rng), values, said[locales[name]], rng) for message in messages]
-        practice = practise(messages, topics[name], replies[locales[name]], settings.swapped, rng)
+        practice = practise(messages, topics[name], replies[locales[name]], results, settings.swapped, rng)
         example = encode(tokenizer, practice, set(range(len(practice))))
         if len(example["input_ids"]) <= config.model.max_tokens:
             examples.append(example)
@@ -301,9 +329,9 @@ def run(config) -> None:
         arguments = trainer_arguments(config, "pretrain", Path(out), TrainingArguments)
         optimizer = MuonAndAdamW(model, arguments.learning_rate, arguments.weight_decay)
         size = arguments.per_device_train_batch_size
-        examples = in_batches_of_like_length(drills, size, rng) + in_batches_of_like_length(examples, size, rng)
+        order = [example for part in (drills[:copied], late, examples) for example in in_batches_of_like_length(part, size, rng)]
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORE)
-        trainer = Pretrainer(model, arguments, train_dataset=Dataset.from_list(examples), data_collator=collator, optimizers=(optimizer, None))
+        trainer = Pretrainer(model, arguments, train_dataset=Dataset.from_list(order), data_collator=collator, optimizers=(optimizer, None))
         curve = train(trainer, Path(out))
         model.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")

@@ -2,18 +2,19 @@
 
     reward/adapter/ with its score head     reward/calibration.json     reward/metrics.json
 
-The reward model starts from the SFT adapter's weights where the shapes agree, is centred, and after saving is
+The reward model starts from the SFT adapter, is centred, and after saving is
 loaded again and must give the same scores: a score head that is silently not saved is a known trap (it happens with any
 other task type than SEQ_CLS).
 """
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
@@ -21,7 +22,7 @@ from trl import RewardConfig, RewardTrainer
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import write_json
 from data_prep.statistics import wilson
-from training.models import load_base, load_tokenizer, lora_config, preference_rows, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_base, load_tokenizer, preference_rows, train, trainer_arguments
 
 
 def load_scorer(config, tokenizer):
@@ -53,12 +54,12 @@ def run(config) -> None:
     held_out = rows["validation"] + rows["test"]
     if not rows["train"]:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    model = get_peft_model(load_scorer(config, tokenizer), lora_config(config.reward.lora, "SEQ_CLS"))
-    start_from_sft(config, model)
+    model = start_from_sft(config, tokenizer)
     with stage_output(config, "reward") as out:
         # One template for both sides, and the pair's own margin; nothing is cut here, preference_rows has done it.
-        arguments = trainer_arguments(config, "reward", Path(out), RewardConfig, max_length=None)
-        trainer = RewardTrainer(model, arguments, train_dataset=Dataset.from_list(rows["train"]), processing_class=tokenizer)
+        arguments = trainer_arguments(config, "reward", Path(out), RewardConfig, max_length=None, train_sampling_strategy="sequential")
+        order = in_batches_of_like_length(rows["train"], arguments.per_device_train_batch_size, random.Random(config.seed))
+        trainer = RewardTrainer(model, arguments, train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "tokens"} for row in order]), processing_class=tokenizer)
         curve = train(trainer, Path(out))
         model.save_pretrained(out / "adapter")
         tokenizer.save_pretrained(out / "adapter")
@@ -77,14 +78,22 @@ def run(config) -> None:
         out.summary(f"{len(rows['train'])} pairs → {accuracy}; {dropped} too long", **metrics)
 
 
-def start_from_sft(config, model: PeftModel) -> None:
-    """Copy the SFT adapter's weights where both have the same matrix, so that scoring starts from what SFT can read."""
-    saved = load_peft_weights(str(require(config, "sft", "reward") / "adapter"), device="cpu")
+def start_from_sft(config, tokenizer) -> PeftModel:
+    """A scorer under a LoRA of the SFT adapter's own shape and weights, so that scoring starts from what SFT can read.
+
+    Raises: StageError where a weight of the SFT adapter finds no place.
+    """
+    folder = require(config, "sft", "reward") / "adapter"
+    lora = LoraConfig.from_pretrained(folder)
+    lora.task_type, lora.inference_mode = "SEQ_CLS", False
+    model = get_peft_model(load_scorer(config, tokenizer), lora)
     own = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters()}
     with torch.no_grad():
-        for name, weight in saved.items():
-            if name in own and own[name].shape == weight.shape:
-                own[name].copy_(weight)
+        for name, weight in load_peft_weights(str(folder), device="cpu").items():
+            if name not in own or own[name].shape != weight.shape:
+                raise StageError(f"{folder} has {name}, which the reward model lacks: was the adapter made for another model?")
+            own[name].copy_(weight)
+    return model
 
 
 def check_reload(config, tokenizer, adapter: Path, rows: list[dict], expected: torch.Tensor) -> None:

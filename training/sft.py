@@ -57,10 +57,12 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
         return json.loads(done.read_text())
     # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
     settings = {**config.hardware.sft_trainer, **config.sft.trainer, **changes}
-    order = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
-    arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **order)
+    sampling = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
+    arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **sampling)
     if not settings["packing"]:
-        datasets = {**datasets, "train": Dataset.from_list(in_batches_of_like_length(datasets["train"].to_list(), arguments.per_device_train_batch_size, random.Random(config.seed)))}
+        rng = random.Random(config.seed)
+        order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.per_device_train_batch_size, rng)
+        datasets = {**datasets, "train": Dataset.from_list(order)}
     trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
     trainer = trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
     curve = train(trainer, folder)
