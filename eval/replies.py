@@ -38,7 +38,7 @@ def sentence_of(row: dict) -> str:
 
 
 @torch.inference_mode()
-def log_probs(model, tokenizer, prompts_and_replies: list[tuple[list[dict], dict]], max_tokens: int, batch_size: int = 16) -> list[tuple[float, int]]:
+def log_probs(model, tokenizer, prompts_and_replies: list[tuple[list[dict], dict]], max_tokens: int, batch_size: int = 32) -> list[tuple[float, int]]:
     """(sum of the reply's token log-probs in nats, its tokens) of each pair, stop token included."""
     encoded = []
     for prompt, reply in prompts_and_replies:
@@ -51,10 +51,11 @@ def log_probs(model, tokenizer, prompts_and_replies: list[tuple[list[dict], dict
         width = max(len(encoded[i]["input_ids"]) for i in batch)
         ids = torch.tensor([encoded[i]["input_ids"] + [tokenizer.pad_token_id] * (width - len(encoded[i]["input_ids"])) for i in batch])
         labels = torch.tensor([encoded[i]["labels"] + [IGNORE] * (width - len(encoded[i]["labels"])) for i in batch])[:, 1:]
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        picked = torch.gather(logits.log_softmax(-1), 2, labels.clamp(min=0).unsqueeze(2)).squeeze(2) * (labels != IGNORE)
+        mask = labels != IGNORE         # the head on the reply's positions alone: on a CPU those of the prompt would cost more than the model
+        logits = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state[:, :-1][mask]).float()
+        picked = torch.zeros(mask.shape).masked_scatter(mask, logits.log_softmax(-1).gather(1, labels[mask][:, None])[:, 0].cpu())
         for row, i in enumerate(batch):
-            results[i] = (float(picked[row].sum()), int((labels[row] != IGNORE).sum()))
+            results[i] = (float(picked[row].sum()), int(mask[row].sum()))
     return results
 
 

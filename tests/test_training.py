@@ -17,7 +17,23 @@ from conf.load import load_config
 from data_prep.artifacts import StageError, require, stage_dir
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
-from training.pretrain import beginning, build_tokenizer, conditional, drill, fitted, invented, practise, readable, renamed, results_otherwise, topic_drill, whole, words_of_results
+from training.pretrain import (
+    argument_drill,
+    beginning,
+    build_tokenizer,
+    conditional,
+    drill,
+    fitted,
+    invented,
+    practise,
+    readable,
+    renamed,
+    results_otherwise,
+    told_arguments,
+    topic_drill,
+    whole,
+    words_of_results,
+)
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
@@ -108,6 +124,8 @@ def test_drills_ask_for_what_was_said():
         assert said == answer if asked == "Repeat" else f"{asked.removeprefix('Read: ')}: {answer}" in said
     _, asked, answer = topic_drill(TALK, "status", random.Random(0))
     assert (asked["content"], answer["content"]) == ("Read: topic", "status")
+    assert told_arguments(TALK) == {"order_number": "48213"}
+    assert [m["content"] for m in argument_drill(TALK, "order_number")] == ["where is order 48213?", "Read: order_number", "48213"]
     said = {tuple(topic_drill(TALK, "status", random.Random(seed))[0]["content"].split()) for seed in range(30)}
     assert all(set(words) <= {"where", "is", "order", "48213?"} for words in said)
     assert len(said) > 5
@@ -142,7 +160,7 @@ def toy(tmp_path_factory):
 
 def toy_config(folder: Path, **changes):
     config = load_config([
-        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
+        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.argument_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
         "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
         "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
     config.fingerprint = {"seed": 0}
@@ -253,6 +271,30 @@ def test_the_cheaper_loss_is_trls_loss(toy, tmp_path):
         arguments = trainer_arguments(toy, "sft", tmp_path / cls.__name__, SFTConfig, max_length=400, completion_only_loss=False)
         losses.append(cls(load_base(toy), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer).evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_cheaper_head_of_dpo_is_trls_head(toy):
+    from trl.trainer.utils import add_fused_lm_head
+
+    from training.dpo import add_head_of_labelled
+
+    ids = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :12] = IGNORE
+    labels[1, 16:] = IGNORE
+    made = []
+    for add in (add_fused_lm_head, add_head_of_labelled):
+        model = AutoModelForCausalLM.from_pretrained(require(toy, "pretrain", "test") / "model")
+        add(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+        out = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        out.log_probs.sum().backward()
+        made.append((out, model.lm_head.weight.grad, model.model.layers[0].mlp.up_proj.weight.grad))
+        assert model(input_ids=ids).logits.shape == (3, 20, model.config.vocab_size), "generation is as before"
+    (theirs, *their_gradients), (ours, *our_gradients) = made
+    for field in ("loss", "log_probs", "entropy", "mean_logits", "is_top1", "label_mask"):
+        assert torch.allclose(getattr(theirs, field).float(), getattr(ours, field).float(), atol=1e-5), field
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(their_gradients, our_gradients, strict=True))
 
 
 @pytest.mark.slow
