@@ -83,7 +83,6 @@ class Prepare:
 class Pretrain:
     drills: int = MISSING
     topic_drills: int = MISSING
-    argument_drills: int = MISSING
     conversations: int = MISSING          # practice conversations drawn from the archive
     swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
     trainer: dict[str, Any] = MISSING

@@ -24,7 +24,7 @@ from serve.engine import Sampling
 from serve.engine.embedded import Embedded
 from training.models import load_candidate, load_tokenizer
 
-MAX_HELD_OUT = 400      # held-out replies that are generated and ranked, per candidate
+MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
 
 
 def run(config) -> None:

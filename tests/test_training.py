@@ -18,7 +18,6 @@ from data_prep.artifacts import StageError, require, stage_dir
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
 from training.pretrain import (
-    argument_drill,
     beginning,
     build_tokenizer,
     conditional,
@@ -29,7 +28,6 @@ from training.pretrain import (
     readable,
     renamed,
     results_otherwise,
-    told_arguments,
     topic_drill,
     whole,
     words_of_results,
@@ -124,8 +122,6 @@ def test_drills_ask_for_what_was_said():
         assert said == answer if asked == "Repeat" else f"{asked.removeprefix('Read: ')}: {answer}" in said
     _, asked, answer = topic_drill(TALK, "status", random.Random(0))
     assert (asked["content"], answer["content"]) == ("Read: topic", "status")
-    assert told_arguments(TALK) == {"order_number": "48213"}
-    assert [m["content"] for m in argument_drill(TALK, "order_number")] == ["where is order 48213?", "Read: order_number", "48213"]
     said = {tuple(topic_drill(TALK, "status", random.Random(seed))[0]["content"].split()) for seed in range(30)}
     assert all(set(words) <= {"where", "is", "order", "48213?"} for words in said)
     assert len(said) > 5
@@ -160,7 +156,7 @@ def toy(tmp_path_factory):
 
 def toy_config(folder: Path, **changes):
     config = load_config([
-        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.argument_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
+        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
         "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
         "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
     config.fingerprint = {"seed": 0}

@@ -262,20 +262,6 @@ def topic_drill(messages: list[dict], topic: str, rng: random.Random) -> list[di
     return [{"role": "user", "content": " ".join(words)}, {"role": "system", "content": "Read: topic"}, {"role": "assistant", "content": topic}]
 
 
-def told_arguments(messages: list[dict]) -> dict[str, str]:
-    """The tool arguments that a customer had to tell, by name: identifiers (with a digit) that stand in a customer's message."""
-    said = [message["content"] for message in messages if message["role"] == "user"]
-    return {key: value for key, value in argument_values(messages).items() if isinstance(value, str) and _number.search(value) and any(value in text for text in said)}
-
-
-def argument_drill(messages: list[dict], key: str) -> list[dict]:
-    """What a customer told, read out of the customer's words up to where it was told."""
-    value = told_arguments(messages)[key]
-    said = [{"role": "user", "content": message["content"]} for message in messages if message["role"] == "user"]
-    told = next(index for index, message in enumerate(said) if value in message["content"])
-    return [*said[: told + 1], {"role": "system", "content": f"Read: {key}"}, {"role": "assistant", "content": value}]
-
-
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon on the weight matrices, AdamW on everything else (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
@@ -326,15 +312,6 @@ def run(config) -> None:
     copied = len(drills) * 2 // 3         # copying alone first, the rest of it among topics
     late = drills[copied:] + [encode(tokenizer, topic_drill(conversations[name], topics[name], rng), {2})
                               for name in itertools.islice(itertools.cycle(filed), settings.topic_drills if filed else 0)]
-    told = defaultdict(list)
-    for name in names:
-        for key in told_arguments(conversations[name]):
-            told[key].append(name)
-    for key in itertools.islice(itertools.cycle(sorted(told)), settings.argument_drills if told else 0):
-        messages = renumbered(renamed(conversations[rng.choice(told[key])], words, rng), rng)
-        if key in told_arguments(messages):
-            exercise = argument_drill(messages, key)
-            late.append(encode(tokenizer, exercise, {len(exercise) - 1}))
     rng.shuffle(late)
     results = words_of_results(conversations.values())
     examples = []
