@@ -17,9 +17,8 @@ from conf.load import load_config
 from data_prep.artifacts import StageError, require, stage_dir
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
-from training.pretrain import (
+from training.practice import (
     beginning,
-    build_tokenizer,
     conditional,
     drill,
     fitted,
@@ -32,6 +31,7 @@ from training.pretrain import (
     whole,
     words_of_results,
 )
+from training.pretrain import build_tokenizer
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
