@@ -28,10 +28,10 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve,dev]"
 	@touch $@
 
-train: setup  ## The whole pipeline: sample company, tiny model, CPU, an estimated 25 minutes
+train: setup  ## The whole pipeline: sample company, tiny model, CPU, about 19 minutes
 	$(PIPELINE) $(ARGS)
 
-smoke: setup  ## Every stage, small, meant for three minutes; its figures mean nothing
+smoke: setup  ## Every stage, small, in about a minute and a half; its figures mean nothing
 	$(PIPELINE) experiment=smoke $(ARGS)
 
 $(STAGES): setup

@@ -23,7 +23,7 @@ plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.rig
 
 def write(config, path: Path, scorecard: dict, decision: dict, outcomes: dict) -> None:
     gates = dict(config.evaluate.gates)
-    parts = [f"<p><b>{'Winner: ' + decision['winner'] if decision['winner'] else 'No candidate may go out.'}</b> {html.escape('; '.join(decision['reasons']))}.</p>",
+    parts = [f"<p><b>{'Winner: ' + decision['winner'] + '.' if decision['winner'] else 'No candidate may go out.'}</b> {html.escape('; '.join(decision['reasons']))}.</p>",
              "<p>Success is the world's true end state and the facts that had to be told, with no violation, at temperature 0. Bars carry 95 % intervals. "
              "Unseen wordings, names and policy values never occur in training; gates read them.</p>"]
     if any(outcomes.values()):
