@@ -89,9 +89,9 @@ def load_candidate(config, name: str):
     return PeftModel.from_pretrained(load_base(config), stage_dir(config, name) / "adapter").merge_and_unload()
 
 
-def lora_config(settings, task_type: str) -> LoraConfig:
+def lora_config(settings) -> LoraConfig:
     modules = settings.target_modules
-    return LoraConfig(task_type=task_type, r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+    return LoraConfig(task_type="CAUSAL_LM", r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
                       target_modules=modules if isinstance(modules, str) else list(modules))
 
 

@@ -42,7 +42,7 @@ def run(config) -> None:
         metrics = {}
         if config.sft.full_parameter:
             metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full", config.sft.full_trainer)
-        model = get_peft_model(load_base(config), lora_config(config.sft.lora, "CAUSAL_LM"))
+        model = get_peft_model(load_base(config), lora_config(config.sft.lora))
         metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter", {})
         write_json(out / "metrics.json", {**metrics, "replies": len(rows["train"]), "sequences": len(tokens["train"][0]), "dropped_too_long": dropped})
         beside = f", all weights {metrics['full']['validation_loss']:.3f}" if "full" in metrics else ""
