@@ -69,6 +69,16 @@ class Generate:
 class Anonymise:
     key_file: str | None = MISSING        # else SUPPORTLOOP_KEY; the sample company has a published demo key
     max_leak_fraction: float = MISSING    # more quarantined records than this fail the stage
+    fit: str | None = MISSING
+    mode: str = MISSING
+    scope: str = MISSING
+    ner: str | None = MISSING
+    workers: int = MISSING
+    engine: str = MISSING
+    canaries: int = MISSING
+    k: int = MISSING
+    vault: str | None = MISSING
+    signoff: str = MISSING
 
 
 @dataclass

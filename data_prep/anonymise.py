@@ -1,120 +1,51 @@
-"""Stage `anonymise`: personal data out, surrogates in, and nothing released that the leak check objects to.
+"""Stage `anonymise`: personal data out, stand-ins in, and nothing released that the leak check objects to.
 
     python -m training.pipeline 'stages=[anonymise]' data=jsonl data.conversations=chats.jsonl
-    python -m data_prep.anonymise < in.jsonl > out.jsonl        the same, as a filter: one line out per line in, in order
+    python -m data_prep.anonymise [fit=runs/acme/anonymise/fit] [company=<folder>] < in.jsonl > out.jsonl      as a filter: one line out per line in
 
-The conversation is the unit: what is found once is replaced everywhere in it, in messages, drafts, edits, tool
-arguments and tool results. What leaves carries a seal (HMAC); a sealed record passes through unchanged. A record that
-still leaks goes to `quarantine.jsonl`: its id and the reasons, never its text.
+First `fit` reads the archive and learns its words, macros and names; then `apply` masks each conversation by itself, so
+that any order and any number of workers give the same bytes. The conversation is the unit: what is found once is
+replaced everywhere in it. What leaves carries a seal (HMAC); a sealed record passes through unchanged. A record that
+still leaks goes to `quarantine.jsonl`: its id and the reasons, never its text. Canaries travel with the archive.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import contextlib
+import functools
 import json
 import os
-import re
+import pickle
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_prep.artifacts import StageError, stage_output
-from data_prep.company.pack import load_pack
-from data_prep.conversation import BadRecord, Conversation, Feedback, write_json, write_jsonl
+from data_prep.audit import write_report
+from data_prep.company.pack import load_pack, public_words
+from data_prep.conversation import BadRecord, Conversation, Feedback, write_jsonl
+from data_prep.engines import mapped
 from data_prep.ingest import Reader
-from data_prep.pii.detect import detect, known_entities
-from data_prep.pii.leak import leaks
-from data_prep.pii.surrogates import Surrogates
-from data_prep.report import page, table
+from data_prep.pii import fit as fitting
+from data_prep.pii import ner
+from data_prep.pii.canaries import canaries, survivors
+from data_prep.pii.mask import Masked, Masker, compiled, is_sealed, pseudonym, texts_of
 
 DEMO_KEY = b"supportloop demo key: for the sample company only"
-
-
-class Masker:
-    """Anonymises one conversation after the other. Public identifiers and business numbers (patterns) stay."""
-
-    def __init__(self, key: bytes, public: list[str], business_numbers: list[str]):
-        self.key = key
-        self.public = tuple(re.compile(re.escape(value)) for value in public)
-        self.business = tuple(re.compile(pattern) for pattern in business_numbers)
-        self.counts: Counter = Counter()
-
-    def apply(self, conversation: Conversation, edits: list[Feedback]) -> tuple[dict, list[str]] | tuple[None, list[str]]:
-        """(record, edits' texts) ready for release, or (None, reasons) for quarantine."""
-        known = known_entities(conversation.customer, conversation.agents)
-        names = [p["name"] for p in (conversation.customer, *conversation.agents) if p.get("name")]
-        surrogates = Surrogates(self.key, conversation.id, conversation.locale, names)
-        texts = [*_texts(conversation.messages), *(f.edit for f in edits)]
-        spans = {text: detect(text, conversation.locale, known, self.public, self.business) for text in dict.fromkeys(texts)}
-        found = {span.text: span.kind for each in spans.values() for span in each}
-        again = {**known, **found}       # what is found once is looked for everywhere in the conversation
-        spans = {text: detect(text, conversation.locale, again, self.public, self.business) for text in spans}
-        masked = [(span.kind, span.text) for each in spans.values() for span in each]
-
-        def mask(text: str) -> str:
-            for span in reversed(spans[text]):
-                text = text[: span.start] + surrogates.of(span.kind, span.text) + text[span.end:]
-            return text
-
-        record = self._record(conversation, mask)
-        masked_edits = [mask(f.edit) for f in edits]
-        reasons = leaks([*_texts(record["messages"]), *masked_edits], known, masked, self.public)
-        if reasons:
-            return None, reasons
-        for kind, _ in masked:
-            self.counts[kind] += 1
-        return seal(record, self.key), masked_edits
-
-    def _record(self, conversation: Conversation, mask) -> dict:
-        messages = [_map_texts(message, mask) for message in conversation.messages]
-        for message in messages:
-            if "author_id" in message:
-                message["author_id"] = pseudonym(self.key, "agent", message["author_id"])
-        customer = conversation.customer.get("id")
-        record = conversation.to_record() | {"messages": messages, "agents": [{"id": pseudonym(self.key, "agent", a.get("id"))} for a in conversation.agents]}
-        record["customer"] = {"id": pseudonym(self.key, "customer", customer if customer else conversation.id)}
-        return {k: v for k, v in record.items() if v not in ([], {}, None)}
-
-
-def _texts(messages: list[dict]) -> list[str]:
-    """Every text of a conversation in which personal data may stand."""
-    texts: list[str] = []
-    for message in messages:
-        for part in (message, *message.get("drafts", [])):
-            texts.append(part.get("content") or "")
-            texts += [call["function"]["arguments"] for call in part.get("tool_calls", [])]
-    return texts
-
-
-def _map_texts(message: dict, mask) -> dict:
-    changed = {**message, "content": mask(message.get("content") or "")}
-    if message.get("tool_calls"):
-        changed["tool_calls"] = [{**call, "function": {**call["function"], "arguments": mask(call["function"]["arguments"])}} for call in message["tool_calls"]]
-    if message.get("drafts"):
-        changed["drafts"] = [_map_texts(draft, mask) for draft in message["drafts"]]
-    return changed
-
-
-def pseudonym(key: bytes, kind: str, value: object) -> str:
-    return hmac.new(key, f"{kind}\x00{value}".encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def seal(record: dict, key: bytes) -> dict:
-    """The record with an HMAC over its canonical JSON: proof that it came out of this stage under this key."""
-    body = {k: v for k, v in record.items() if k != "seal"}
-    return {**body, "seal": hmac.new(key, json.dumps(body, sort_keys=True, ensure_ascii=False).encode(), hashlib.sha256).hexdigest()}
-
-
-def is_sealed(record: dict, key: bytes) -> bool:
-    return isinstance(record.get("seal"), str) and hmac.compare_digest(record["seal"], seal(record, key)["seal"])
+CLAIM = "pseudonymised: whoever holds the key can tell which conversations are one customer's"
+SHARD = 500             # conversations that are masked, written and, after a kill, not masked again
 
 
 def read_key(key_file: str | None, *, sample: bool) -> bytes:
-    """The secret that surrogates and pseudonyms depend on. Raises: StageError where a real archive has none."""
+    """The secret that stand-ins and pseudonyms depend on. Raises: StageError where a real archive has none."""
     if key_file:
+        if not Path(key_file).is_file():
+            raise StageError(f"anonymise.key_file={key_file} is no file: without its key no stand-in can be made again")
         return Path(key_file).read_bytes().strip()
     if os.environ.get("SUPPORTLOOP_KEY"):
         return os.environ["SUPPORTLOOP_KEY"].encode()
@@ -123,36 +54,129 @@ def read_key(key_file: str | None, *, sample: bool) -> bytes:
     raise StageError("anonymise needs a secret key of your own: set SUPPORTLOOP_KEY or anonymise.key_file (the published demo key serves the sample company only)")
 
 
+def make_masker(key: bytes, fit: str | Path, company: str | None, mode: str = "surrogate", scope: str = "conversation", model: str | None = None, vault: bool = False) -> Masker:
+    """The masker of these settings; in each worker anew, from what pickles."""
+    pack = load_pack(company) if company else None
+    facts = pack.company if pack else {}
+    rules = compiled(tuple(facts.get("public_identifiers", [])), tuple(facts.get("business_numbers", [])))
+    return Masker(key, fitting.load(Path(fit), public_words(pack) if pack else ()), rules, mode, scope, ner.load(model) if model else None, vault)
+
+
+def make_work(*settings) -> functools.partial:
+    return functools.partial(mask_shard, make_masker(*settings))
+
+
+def mask_shard(masker: Masker, shard: list[tuple[Conversation, list[str]]]) -> list[Masked]:
+    return [masker.apply(conversation, edits) for conversation, edits in shard]
+
+
 def run(config) -> None:
-    pack = load_pack(config.company) if config.company else None
-    key = read_key(config.anonymise.key_file, sample=config.data.format in ("company", "star"))
-    company = pack.company if pack else {}
-    masker = Masker(key, company.get("public_identifiers", []), company.get("business_numbers", []))
-    reader = Reader(config)
+    settings = config.anonymise
+    key = read_key(settings.key_file, sample=config.data.format in ("company", "star"))
+    _check(settings)
     with stage_output(config, "anonymise") as out:
-        edits = _edits_by_conversation(config)
-        quarantine, masked_edits, kept = [], {}, set()
-        with open(out / "conversations.jsonl", "w", encoding="utf-8") as conversations:
-            for conversation in tqdm(reader.conversations(), desc="anonymise", unit="conv"):
-                mine = edits.get(conversation.id, [])
-                record, result = masker.apply(conversation, mine)
-                if record is None:
-                    quarantine.append({"id": conversation.id, "reasons": result})
-                    continue
-                conversations.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
-                kept.add(conversation.id)
-                for feedback, text in zip(mine, result, strict=True):
-                    masked_edits[feedback.edit, conversation.id] = text
-        _check_budget(config, quarantine, len(kept))
-        feedback = [_released(f, masked_edits, key) for f in reader.feedback(kept.__contains__)]
-        write_jsonl(out / "feedback.jsonl", feedback)
-        write_jsonl(out / "quarantine.jsonl", quarantine + [{"id": bad["where"], "reasons": [bad["reason"]]} for bad in reader.bad])
-        report = {"conversations": len(kept), "quarantined": len(quarantine), "feedback": len(feedback), "masked": dict(masker.counts),
-                  "input": dict(reader.counts), "claim": "pseudonymised: whoever holds the key can link a customer's conversations",
-                  "reasons": dict(Counter(reason for q in quarantine for reason in q["reasons"]))}
-        write_json(out / "report.json", report)
-        _write_html(out / "report.html", report)
-        out.summary(f"{len(kept)} conversations, {sum(masker.counts.values())} personal details masked, {len(quarantine)} quarantined, {len(feedback)} feedback", **report)
+        fit = Path(settings.fit) if settings.fit else learn(config, out / "fit")
+        fitted = fitting.load(fit)
+        reader, edits = Reader(config), _edits_by_conversation(config)
+        planted = list(canaries(settings.canaries, config.seed))
+        archive = ((conversation, [f.edit for f in edits.get(conversation.id, [])]) for conversation in reader.conversations())
+        make = functools.partial(make_work, key, str(fit), config.company, settings.mode, settings.scope, settings.ner, bool(settings.vault))
+        shards = _finished(out / "shards", make, chain(archive, ((conversation, []) for conversation, _ in planted)), settings)
+        report, masked_edits = _release(config, out, shards, {conversation.id: secrets for conversation, secrets in planted})
+        feedback = _write_feedback(out, reader, masked_edits, key)
+        report |= {"feedback": feedback, "input": dict(reader.counts), "fit": fitted.digest, "key": pseudonym(key, "key", "id"), "mode": settings.mode, "scope": settings.scope,
+                   "claim": CLAIM, "vault": bool(settings.vault)}
+        with open(out / "quarantine.jsonl", "a", encoding="utf-8") as quarantine:
+            quarantine.writelines(json.dumps({"id": bad["where"], "reasons": [bad["reason"]]}) + "\n" for bad in reader.bad)
+        shutil.rmtree(out / "shards")
+        write_report(out.path, report)
+        out.summary(f"{report['conversations']} conversations, {sum(report['masked'].values())} personal details masked, {report['quarantined']} quarantined, "
+                    f"{report['canaries']['removed']} of {report['canaries']['planted']} canaries removed, {report['feedback']} feedback", **report)
+
+
+def _check(settings) -> None:
+    for key, allowed in (("mode", ("surrogate", "placeholder", "slot")), ("scope", ("conversation", "customer")), ("engine", ("local", "ray"))):
+        if settings[key] not in allowed:
+            raise StageError(f"anonymise.{key}={settings[key]} is unknown; choose one of {', '.join(allowed)}")
+
+
+def learn(config, folder: Path) -> Path:
+    """Read the archive once and write the fitted artefact; one that a killed run finished is kept."""
+    if not (folder / "fit.json").is_file():
+        pack = load_pack(config.company) if config.company else None
+        learner = fitting.Learner(fitting.load(company=public_words(pack) if pack else ()))
+        for conversation in tqdm(Reader(config).conversations(), desc="learn", unit="conv"):
+            learner.see(conversation, config.anonymise.k)
+        partial = folder.with_name("fit.partial")
+        learner.write(partial, config.anonymise.k)
+        partial.rename(folder)
+    return folder
+
+
+def _finished(folder: Path, make, items: Iterable[tuple[Conversation, list[str]]], settings) -> Iterator[Masked]:
+    """What became of each conversation, in order. A shard that a killed run finished is read, not masked again."""
+    folder.mkdir(exist_ok=True)
+    done = len(list(folder.glob("*.pickle")))
+    items = iter(items)
+    shards = iter(lambda: list(islice(items, SHARD)), [])
+    bar = tqdm(desc="anonymise", unit="conv")
+    for number in range(done):
+        bar.update(len(next(shards, ())))
+        yield from pickle.loads((folder / f"{number:06d}.pickle").read_bytes())
+    for number, made in enumerate(mapped(make, shards, settings.engine, settings.workers), done):
+        partial = folder / f"{number:06d}.partial"
+        partial.write_bytes(pickle.dumps(made))
+        partial.rename(folder / f"{number:06d}.pickle")
+        bar.update(len(made))
+        yield from made
+    bar.close()
+
+
+def _release(config, out, results: Iterator[Masked], planted: dict[str, list[str]]) -> tuple[dict, dict[str, list[str]]]:
+    """Write what may leave, count everything, and stop where too much leaks or a canary survives.
+
+    Returns (report, source id → masked edits of each conversation that was released).
+    """
+    counts, reasons, first, kept, quarantined, survived = Counter(), Counter(), None, 0, 0, []
+    masked_edits: dict[str, list[str]] = {}
+    with (open(out / "conversations.jsonl", "w", encoding="utf-8") as conversations, open(out / "quarantine.jsonl", "w", encoding="utf-8") as quarantine,
+          open(out / "provenance.jsonl", "w", encoding="utf-8") as provenance, opened_vault(config) as vault):
+        for result in results:
+            if result.id in planted:
+                if result.record is not None and (left := survivors([text for _, text in texts_of(result.record["messages"])], planted[result.id])):
+                    survived.append((result.id, len(left)))
+            elif result.record is None:
+                quarantined, first = quarantined + 1, first or result
+                reasons.update(result.reasons)
+                quarantine.write(json.dumps({"id": result.id, "reasons": result.reasons}) + "\n")
+            else:
+                kept += 1
+                counts.update(result.counts)
+                conversations.write(json.dumps(result.record, ensure_ascii=False, sort_keys=True) + "\n")
+                provenance.write(json.dumps({"id": result.record["id"], "customer": result.record["customer"]["id"], "spans": result.spans}) + "\n")
+                masked_edits[result.id] = result.edits
+                if result.vault:
+                    vault.write(json.dumps({"id": result.record["id"], "sealed": result.vault}) + "\n")
+    if quarantined > config.anonymise.max_leak_fraction * (quarantined + kept):
+        raise StageError(f"{quarantined} of {quarantined + kept} conversations still leak after masking (first: {first.id}: {', '.join(first.reasons)}); "
+                         "nothing was released. Mend the source, or raise anonymise.max_leak_fraction")
+    if survived:
+        raise StageError(f"{len(survived)} of {len(planted)} canaries survived (first: {survived[0][0]}, {survived[0][1]} details); nothing was released. This is a bug of the detectors: report it")
+    kinds = Counter()
+    for name, count in counts.items():
+        kinds[name.split("|")[0]] += count
+    return {"conversations": kept, "quarantined": quarantined, "reasons": dict(reasons), "masked": dict(kinds), "counts": dict(sorted(counts.items())), "canaries": {"planted": len(planted), "removed": len(planted) - len(survived)}}, masked_edits
+
+
+def opened_vault(config):
+    """Where stand-ins can be looked up again, encrypted: outside the run, under access of its own. Nowhere by default."""
+    path = config.anonymise.vault
+    if not path:
+        return contextlib.nullcontext()
+    if Path(path).resolve().is_relative_to(Path(config.run_dir).resolve()):
+        raise StageError(f"anonymise.vault={path} lies inside the run: whoever may read the data must not thereby read the vault. Give a path elsewhere")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "w", encoding="utf-8")
 
 
 def _edits_by_conversation(config) -> dict[str, list[Feedback]]:
@@ -167,54 +191,52 @@ def _edits_by_conversation(config) -> dict[str, list[Feedback]]:
     return edits
 
 
-def _released(feedback: Feedback, masked_edits: dict, key: bytes) -> dict:
-    record = feedback.to_record()
-    if feedback.edit is not None:
-        record["edit"] = masked_edits[feedback.edit, feedback.conversation_id]
-    if feedback.rater_id and feedback.rater_id != "customer":
-        record["rater_id"] = pseudonym(key, "rater", feedback.rater_id)
-    return record
+def _write_feedback(out, reader: Reader, masked_edits: dict[str, list[str]], key: bytes) -> int:
+    """Feedback on what was released: ids and raters as pseudonyms, edits masked, times left away."""
+    remaining = {source: iter(edits) for source, edits in masked_edits.items()}
+
+    def released(feedback: Feedback) -> dict:
+        record = feedback.to_record() | {"conversation_id": pseudonym(key, "conversation", feedback.conversation_id)}
+        record.pop("at", None)
+        if feedback.kind == "edit":
+            record["edit"] = next(remaining[feedback.conversation_id])
+        if feedback.rater_id and feedback.rater_id != "customer":
+            record["rater_id"] = pseudonym(key, "rater", feedback.rater_id)
+        return record
+
+    return write_jsonl(out / "feedback.jsonl", (released(f) for f in reader.feedback(masked_edits.__contains__)))
 
 
-def _check_budget(config, quarantine: list[dict], kept: int) -> None:
-    total = len(quarantine) + kept
-    if len(quarantine) > config.anonymise.max_leak_fraction * total:
-        first = quarantine[0]
-        raise StageError(f"{len(quarantine)} of {total} conversations still leak after masking (first: {first['id']}: {', '.join(first['reasons'])}); "
-                         "nothing was released. Mend the source, or raise anonymise.max_leak_fraction")
-
-
-def _write_html(path: Path, report: dict) -> None:
-    page(path, "Anonymisation", [
-        f"<p>{report['conversations']} conversations released, {report['quarantined']} quarantined. The output is <b>{report['claim']}</b>.</p>",
-        "<h2>Masked</h2>", table(["kind", "count"], sorted(report["masked"].items())),
-        "<h2>Quarantine</h2>", table(["reason", "conversations"], sorted(report["reasons"].items())),
-        "<h2>Read</h2>", table(["what", "count"], sorted(report["input"].items()))])
-
-
-def main() -> int:
-    """The filter: JSONL in, JSONL out, one line a line."""
-    key = read_key(None, sample=False)
-    masker = Masker(key, [], [])
+def main(arguments: list[str]) -> int:
+    """The filter: JSONL in, JSONL out, one line a line. Arguments: fit=, company=, mode=, scope=, ner=, key_file=."""
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    unknown = sorted(set(options) - {"fit", "company", "mode", "scope", "ner", "key_file"}) + [a for a in arguments if "=" not in a]
+    if unknown:
+        raise StageError(f"unknown argument {unknown[0]}; the filter takes fit=, company=, mode=, scope=, ner= and key_file=")
+    key = read_key(options.get("key_file"), sample=False)
+    masker = make_masker(key, options.get("fit", fitting.SHIPPED), options.get("company"), options.get("mode", "surrogate"), options.get("scope", "conversation"), options.get("ner"))
     for line in sys.stdin:
-        try:
-            record = json.loads(line)
-            if isinstance(record, dict) and is_sealed(record, key):
-                released = record
-            else:
-                conversation = Conversation.from_record(record)
-                released, reasons = masker.apply(conversation, [])
-                released = released or {"id": conversation.id, "quarantined": reasons}
-        except BadRecord as error:
-            released = {"id": None, "quarantined": [str(error)]}
-        except ValueError:
-            released = {"id": None, "quarantined": ["not JSON"]}
-        print(json.dumps(released, ensure_ascii=False, sort_keys=True), flush=True)
+        print(json.dumps(filtered(line, masker, key), ensure_ascii=False, sort_keys=True), flush=True)
     return 0
+
+
+def filtered(line: str, masker: Masker, key: bytes) -> dict:
+    """What becomes of one line: the masked record, the sealed one as it was, or the reasons why nothing leaves."""
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and is_sealed(record, key):
+            return record
+        conversation = Conversation.from_record(record)
+    except BadRecord as error:
+        return {"id": None, "quarantined": [str(error)]}
+    except (ValueError, RecursionError):
+        return {"id": None, "quarantined": ["not JSON"]}
+    result = masker.apply(conversation)
+    return result.record or {"id": conversation.id, "quarantined": result.reasons}
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except StageError as error:
         sys.exit(f"error: {error}")

@@ -62,6 +62,12 @@ class Pack:
                 for tool in self.tools.values()]
 
 
+def public_words(pack: Pack) -> list[str]:
+    """The company's own names, those of its merchants and products: no person, whatever they sound like."""
+    listed = [pack.company.get(key, []) for key in ("merchants", "products", "public_names")]
+    return [str(pack.company.get("name", "")), *(name for each in listed for names in (each.values() if isinstance(each, dict) else [each]) for name in names)]
+
+
 @functools.lru_cache(maxsize=4)
 def load_pack(folder: str | Path) -> Pack:
     """Read and check a company pack.

@@ -1,31 +1,107 @@
-"""Detectors: a text → spans of personal data. Pure functions of the text, its locale and what is already known."""
+"""Personal data in a conversation: every detector's spans, what is found once looked for everywhere, no overlaps.
+
+The conversation is the unit. Its texts are laid side by side as one shadow, so that a number told in two messages in a
+row is one number, and a question of the agent's ("your card number?") announces what the customer answers.
+"""
 
 from __future__ import annotations
 
 import bisect
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-from data_prep.pii.normalise import shadow
-from data_prep.pii.structured import structured
+from data_prep.pii import dates, known, names
+from data_prep.pii.address import addresses
+from data_prep.pii.lexicon import COMMON, Lexicon, plain
+from data_prep.pii.normalise import Shadow, shadow
+from data_prep.pii.structured import _kind_of_word, structured
+
+PAUSE, NEXT = "\x1e", "\n"          # between two speakers; between two messages of one speaker
+# Who wins where spans overlap.
+PRIORITY = ["keep", "email", "iban", "card", "secret", "national_id", "document", "account", "phone", "url", "ip", "address", "name", "number", "date"]
+PATIENCE = 3                        # turns of the agent for which a question stands
+PERSONAL = {"card": "card", "account": "account", "phone": "phone", "document": "document", "secret": "secret", "device": "document"}
 
 
 @dataclass(frozen=True, order=True)
 class Span:
+    """Characters [start, end) of one text that must not leave, what they are, and who found them."""
+
     start: int
     end: int
     kind: str
     text: str
+    detector: str = "pattern"
 
 
-PRIORITY = ["keep", "email", "iban", "card", "national_id", "phone", "name", "address"]     # who wins where spans overlap
+@dataclass(frozen=True)
+class Rules:
+    """What stays: the company's own identifiers, and numbers of its business, which win over a detector's guess but not
+    where they are only a part of something longer (five digits inside a phone number)."""
 
-_street_after = (r"(?:[A-ZÀ-Þ][\w'’-]+ ){1,3}(?:Street|Road|Lane|Avenue|Drive|Close|Way|Square|Court|Place|Hill|Gardens|Terrace|Crescent)"
-                 r" \d{1,4}[A-Za-z]?")
-_street_before = (r"\d{1,4}[A-Za-z]? (?:[A-ZÀ-Þ][\w'’-]+ ){1,3}(?:Street|Road|Lane|Avenue|Drive|Close|Way|Square|Court|Place|Hill|Gardens|Terrace|Crescent)")
-_street_joined = (r"(?:[A-ZÀ-Þa-zß-ÿ][\w'’-]+ ){0,2}[\w'’-]{2,}(?:stra(?:ß|ss)e|str\.|weg|platz|allee|gasse|ring|straat|laan|plein|kade|gracht|dijk|gatan|vägen|gränd|torget|stigen"
-                  r"|gata|väg|vej|gade|veien|katu|tie) \d{1,4} ?[A-Za-z]?(?!\w)")
-_address = re.compile(rf"\b(?:{_street_after}|{_street_before}|{_street_joined})", re.UNICODE)
+    public: tuple[re.Pattern, ...] = ()
+    business: tuple[re.Pattern, ...] = ()
+
+
+@dataclass
+class Document:
+    """A conversation's texts as one shadow. starts[i]: where text i begins in it."""
+
+    texts: list[tuple[str, str]]          # (role, text)
+    shadows: list[Shadow]
+    seen: str = ""
+    starts: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, texts: list[tuple[str, str]]) -> Document:
+        document, position, parts = cls(texts, [shadow(text) for _, text in texts]), 0, []
+        for i, (role, _) in enumerate(texts):
+            if i:
+                parts.append(NEXT if role == texts[i - 1][0] == "user" else PAUSE)
+                position += 1
+            document.starts.append(position)
+            parts.append(document.shadows[i].text.replace(PAUSE, " "))
+            position += len(parts[-1])
+        document.seen = "".join(parts)
+        return document
+
+    def bounds(self, i: int) -> tuple[int, int]:
+        return self.starts[i], self.starts[i] + len(self.shadows[i].text)
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(text index, start, end in the original text) of a span of the shadow, cut where texts end."""
+        i = bisect.bisect_right(self.starts, start) - 1
+        while i < len(self.texts) and self.starts[i] < end:
+            low, high = self.bounds(i)
+            a, b = max(start, low), min(end, high)
+            if a < b:
+                yield i, *self.shadows[i].original(a - low, b - low)
+            i += 1
+
+
+def detect(texts: list[tuple[str, str]], locale: str, people: known.People, rules: Rules, lexicon: Lexicon, recognise: Callable | None = None) -> list[list[Span]]:
+    """The spans of each text, in order, without overlaps.
+
+    texts: (role, text) in the order of the conversation. recognise: a NER model, (texts, language) → spans per text (`pii/ner.py`).
+    """
+    document = Document.of(texts)
+    seen, market = document.seen, country_of(locale)
+    found: list[tuple[int, int, str, str]] = [(*place, kind, "pattern") for *place, kind in structured(seen, market)]
+    found += [(start, end, kind, "known") for start, end, kind in people.found(seen, lexicon)]
+    found += [(start, end, "address", "pattern") for start, end in addresses(seen, market)]
+    found += _names(document, lexicon)
+    found += _answers(document, lexicon)
+    if recognise is not None:
+        found += [(document.starts[i] + a, document.starts[i] + b, kind, "model") for i, spans in enumerate(recognise([s.text for s in document.shadows], locale.split("-")[0])) for a, b, kind in spans]
+    found += [(start, end, "date", "pattern") for start, end in dates.dates(seen)]
+    found += _keep(seen, rules, found)
+    found += _again(seen, _without_overlaps(seen, found), lexicon)
+    spans: list[list[Span]] = [[] for _ in texts]
+    for start, end, kind, detectors in _agreed(_without_overlaps(seen, found), found):
+        for i, a, b in document.pieces(start, end) if kind != "keep" else ():
+            spans[i].append(Span(a, b, kind, texts[i][1][a:b], detectors))
+    return [_merged(sorted(each), texts[i][1]) for i, each in enumerate(spans)]
 
 
 def country_of(locale: str) -> str | None:
@@ -33,46 +109,152 @@ def country_of(locale: str) -> str | None:
     return locale.split("-")[1].upper() if "-" in locale else None
 
 
-def detect(text: str, locale: str, known: dict[str, str], public: tuple[re.Pattern, ...] = (), business: tuple[re.Pattern, ...] = ()) -> list[Span]:
-    """All personal data in one text: non-overlapping spans, in order. Detectors see the text's shadow, spans are of the text itself.
+def _keep(seen: str, rules: Rules, found: list[tuple[int, int, str, str]]) -> Iterator[tuple[int, int, str, str]]:
+    for pattern in rules.business:
+        for match in pattern.finditer(seen):
+            a, b = match.span()
+            if not any(c <= a and b <= d and d - c > b - a for c, d, *_ in found):
+                yield a, b, "keep", "declared"
+    for pattern in rules.public:
+        for match in pattern.finditer(seen):
+            yield *match.span(), "keep", "declared"
 
-    known: surface form → kind, of what the helpdesk already knows (names, e-mail, phone, address).
-    public: the company's own identifiers, which win over everything. business: declared numbers such as orders, which
-    win over a detector's guess but not where they are only a part of something longer (five digits inside a phone number).
-    """
-    plain = shadow(text)
-    seen = plain.text
-    found = [(*place, kind) for *place, kind in structured(seen, country_of(locale))]
-    for surface, kind in known.items():
-        found += [(*match.span(), kind) for match in re.finditer(rf"(?<!\w){re.escape(surface)}(?!\w)", seen, re.IGNORECASE)]
-    found += [(*match.span(), "address") for match in _address.finditer(seen)]
-    declared = [match.span() for pattern in business for match in pattern.finditer(seen)]
-    found += [(a, b, "keep") for a, b in declared if not any(c <= a and b <= d and d - c > b - a for c, d, _ in found)]
-    found += [(*match.span(), "keep") for pattern in public for match in pattern.finditer(seen)]
-    spans = [(*plain.original(start, end), kind) for start, end, kind in found if end > start]
-    return [span for span in _without_overlaps([Span(a, b, kind, text[a:b]) for a, b, kind in spans]) if span.kind != "keep"]
-def _without_overlaps(spans: list[Span]) -> list[Span]:
-    """Of overlapping spans the one whose kind comes first in PRIORITY, then the longest; in order."""
-    chosen: list[Span] = []
-    for span in sorted(spans, key=lambda s: (PRIORITY.index(s.kind), -(s.end - s.start), s.start)):
-        place = bisect.bisect(chosen, span)
-        if (place == 0 or chosen[place - 1].end <= span.start) and (place == len(chosen) or span.end <= chosen[place].start):
-            chosen.insert(place, span)
+
+def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
+    seen = document.seen
+    asked = False
+    for i, (role, _) in enumerate(document.texts):
+        low, high = document.bounds(i)
+        turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked and role == "user")
+        for start, end, detector in names.find_names(turn, lexicon):
+            yield start, end, "name", detector
+        if role == "assistant":
+            asked = names.asks_for_a_name(turn, lexicon)
+    for match in _spelled.finditer(seen):
+        yield *match.span(), "name", "pattern"
+    for match in _in_json.finditer(seen):
+        yield *match.span(1), "name", "cue"
+
+
+_spelled = re.compile(r"(?<![\w-])[A-Za-zÀ-ž](?:([ .-]{1,2})[A-Za-zÀ-ž])(?:\1[A-Za-zÀ-ž]){2,}(?![\w-])")
+_in_json = re.compile(r'"(?:(?:first|last|full|sur|family|given|middle|customer|holder|card_?holder|account_?holder|contact|recipient|user|agent|display)_?-? ?)?name"\s*:\s*"([^"\x1e]{2,60})"', re.IGNORECASE)
+
+
+def _answers(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
+    """What a customer answers in few words to an agent who asked for something personal: "1234", "no, 7", "anna.berg"."""
+    asked: list[str] = []
+    left = 0
+    for i, (role, _) in enumerate(document.texts):
+        low, high = document.bounds(i)
+        text = document.seen[low:high]
+        if role == "assistant":
+            wanted = _wanted(text)
+            asked, left = (wanted, PATIENCE) if wanted else (asked if left else [], left - 1)
+        elif role == "user" and asked and left > 0 and len(text) <= 60 and len(text.split()) <= 8:
+            for match in _answer.finditer(text):
+                kind = asked[0]
+                word = match.group()
+                if kind == "mail" and (word.strip("@.").casefold() not in _little and not lexicon.flags(word.casefold()) & COMMON):
+                    yield low + match.start(), low + match.end(), "email", "asked"
+                elif kind in PERSONAL.values() and any(c.isdigit() for c in word):
+                    yield low + match.start(), low + match.end(), kind, "asked"
+                elif kind == "address" and (any(c.isdigit() for c in word) or (word[0].isupper() and lexicon.flags(word.casefold()) != COMMON)):
+                    yield low + match.start(), low + match.end(), "address", "asked"
+
+
+_answer = re.compile(r"[\w@.+'/-]*\w")
+_little = {"at", "dot", "and", "it", "is", "the"}
+
+
+def _wanted(text: str) -> list[str]:
+    """The kinds of personal data that an agent's turn asks for, the last first; none where it asks for a number of the business."""
+    kinds = []
+    for match in re.finditer(r"[^\W_]+(?:[-'][^\W\d_]+)*", text.casefold()):
+        word = match.group()
+        kind = _kind_of_word(word)
+        if kind in PERSONAL or kind == "mail":
+            kinds.append(PERSONAL.get(kind, "mail"))
+        elif kind is not None and kind.startswith("id "):
+            kinds.append("national_id")
+        elif kind == "business":
+            kinds.append("business")
+        elif word in known.ADDRESS_WORDS:
+            kinds.append("address")
+    if addresses_said(text):
+        kinds.append("address")
+    return [] if "business" in kinds[-1:] else [kind for kind in reversed(kinds) if kind != "business"]
+
+
+def addresses_said(text: str) -> bool:
+    return next(iter(addresses(text, None)), None) is not None
+
+
+def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
+    """What was found once, wherever else it stands in the conversation."""
+    people: dict[str, bool] = {}                 # word → only where it has a capital
+    for start, end, kind, _ in found:
+        if kind == "name":
+            for match in names.WORD.finditer(seen, start, end):
+                word = match.group()
+                if len(word) > 2 and not (lexicon.flags(word.casefold()) == COMMON and word.islower()):
+                    people[plain(word)] = bool(lexicon.flags(word.casefold()) & COMMON)
+    if people:
+        for match in names.WORD.finditer(seen):
+            word = match.group()
+            only_capital = people.get(plain(word))
+            if only_capital is not None and not (only_capital and word.islower()):
+                yield *match.span(), "name", "again"
+    forms = {(kind, re.sub(r"[\W_]", "", seen[start:end])) for start, end, kind, _ in found if kind not in ("name", "keep", "date", "number", "address")}
+    for kind, form in forms:
+        if len(form) >= 5 and seen.count(form[:3]) > 1:
+            for match in re.finditer(r"[\W_]{0,3}".join(map(re.escape, form)), seen, re.IGNORECASE):
+                yield *match.span(), kind, "again"
+    for start, end, kind, _ in found:
+        if kind == "address" and end - start >= 6:
+            for match in re.finditer(re.escape(seen[start:end]), seen, re.IGNORECASE):
+                yield *match.span(), kind, "again"
+
+
+def _without_overlaps(seen: str, found: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int, str, str]]:
+    """Of overlapping spans the one whose kind comes first in PRIORITY, then the longest; what of the others stands out stays too."""
+    chosen: list[tuple[int, int, str, str]] = []
+    for start, end, kind, detector in sorted(set(found), key=lambda s: (PRIORITY.index(s[2]), s[0] - s[1], s)):
+        place = bisect.bisect(chosen, (start, end, "", ""))
+        low = max(start, chosen[place - 1][1]) if place else start
+        for other in [*chosen[place:bisect.bisect(chosen, (end, -1, "", ""))], (end, end, "", "")]:
+            if low < other[0] and ((low == start and other[0] >= end) or (kind not in ("keep", "date") and any(c.isalnum() for c in seen[low:other[0]]))):
+                bisect.insort(chosen, (low, min(end, other[0]), kind, detector))
+            low = max(low, other[1])
     return chosen
 
 
-def known_entities(customer: dict, agents: list[dict]) -> dict[str, str]:
-    """Surface forms of what the helpdesk knows about the people in a conversation, the longest first.
+def _agreed(chosen: list[tuple[int, int, str, str]], found: list[tuple[int, int, str, str]]) -> Iterator[tuple[int, int, str, str]]:
+    """The chosen spans with everybody who found something there: "known+list"."""
+    rest = sorted(found)
+    first = 0
+    for start, end, kind, detector in chosen:
+        while first < len(rest) and rest[first][1] <= start and rest[first][0] < start - 200:
+            first += 1
+        others = set()
+        for a, b, _, other in rest[first:]:
+            if a >= end:
+                break
+            if b > start:
+                others.add(other)
+        others -= {"declared"} | ({"again"} if others != {"again"} else set())
+        yield start, end, kind, "+".join(sorted(others or {detector}))
 
-    A name gives itself and each of its parts of three letters or more.
-    """
-    forms: dict[str, str] = {}
-    for person in (customer, *agents):
-        name = (person.get("name") or "").strip()
-        for form in (name, *(part for part in re.split(r"[\s,]+", name) if len(part) >= 3)):
-            if form:
-                forms[form] = "name"
-        for key in ("email", "phone", "address"):
-            if person.get(key):
-                forms[str(person[key])] = key
-    return dict(sorted(forms.items(), key=lambda item: -len(item[0])))
+
+def _merged(spans: list[Span], text: str) -> list[Span]:
+    """Spans in order; where two of the original touch the same character (an escape that stands for two), the second gives way."""
+    kept: list[Span] = []
+    for span in spans:
+        if kept and span.start < kept[-1].end:
+            if span.end > kept[-1].end:
+                span = Span(kept[-1].end, span.end, span.kind, text[kept[-1].end:span.end], span.detector)
+            else:
+                continue
+        kept.append(span)
+    return kept
+
+

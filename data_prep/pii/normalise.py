@@ -84,6 +84,8 @@ def _folded(character: str) -> str:
     kind = unicodedata.category(character)
     if kind in ("Cf", "Me", "Mn"):
         return ""
+    if kind in ("Cs", "Cc", "Co"):        # a lone surrogate, a control or a private character says nothing
+        return " "
     if kind == "Nd":
         return str(unicodedata.decimal(character))
     if kind == "Pd":

@@ -1,17 +1,19 @@
-"""Structured identifiers in one text: e-mail addresses, IBANs, cards, national ids of 23 markets, phones.
+"""Structured identifiers in one text: e-mail addresses, URLs, IBANs, cards, national ids of 23 markets, phones, IPs, secrets.
 
-One scan proposes candidates, validators decide: checksum and issuer for cards (ISO/IEC 7812), length by country and mod
-97 for IBANs (ISO 13616), python-stdnum for national ids, phonenumbers for phones. A number that its words announce ("my
-card is …") is taken even where the checksum fails, for customers mistype; a business word in front ("order", "tracking")
-keeps a number out that has no checksum to speak for it.
+One linear-time scan (RE2 where it is installed, else `re` with the same pattern) proposes candidates, validators decide:
+checksum and issuer for cards (ISO/IEC 7812), length by country and mod 97 for IBANs (ISO 13616), python-stdnum for
+national ids, phonenumbers for phones. A number that its words announce ("my card is …") is taken even where the checksum
+fails, for customers mistype; a business word in front ("order", "tracking") keeps a number out that has no checksum to
+speak for it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +21,43 @@ import phonenumbers
 import yaml
 from stdnum import iban, luhn
 
-NEAR = 32               # a word announces what follows within so many characters
-LONGEST = 40            # digits: what is longer is no identifier of a person
+try:
+    import re2
+except ImportError:         # no wheel for this platform: slower, with the same matches
+    re2 = None
+
+NEAR = 40               # a word announces what follows within so many characters
+TABLE = 64              # digits in one run: what is longer is a table or a dump, masked as one
+NEIGHBOURS = {"US": ("US", "CA"), "CA": ("CA", "US"), "GB": ("GB", "GG", "JE", "IM")}      # who share a country code
+LONGEST = 20            # digits of one identifier
 
 _email = r"[A-Za-z0-9_.+%'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24}"
+_domains = ("com|org|net|edu|gov|info|biz|eu|io|co\\.uk|org\\.uk|ac\\.uk|gov\\.uk|de|fr|nl|se|dk|fi|pl|es|pt|cz|sk|ch|gr|ro|hu|ie|us|ca|ru|ua|bg|hr|lt|lv|ee|tr|shop|app|dev|online|store")
+_url = rf"(?:https?://|www\.)[^\s<>\"'\\]+|[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{0,4}}\.(?:{_domains})(?:/[^\s<>\"'\\]*|\b)"
 _iban = r"[A-Za-z]{2}[ -]?[0-9]{2}(?:[ -]{0,2}[A-Za-z0-9]){11,32}"
-_run = r"\+?[(]?[0-9](?:[ ()./:_*\n\t\r-]{0,3}[0-9])+"
-_candidate = re.compile(f"(?P<email>{_email})|(?P<iban>{_iban})|(?P<run>{_run})")
+_run = r"\+?[(]?[0-9](?:[ ()./:_*\n\t\r\x1e-]{0,4}[0-9])+"
+_ipv6 = r"[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){3,7}"
+_token = r"(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]{8,}|[Bb]earer [A-Za-z0-9._-]{16,}"
+CANDIDATE = f"(?P<email>{_email})|(?P<secret>{_token})|(?P<url>{_url})|(?P<iban>{_iban})|(?P<ipv6>{_ipv6})|(?P<run>{_run})"
 _a_run = re.compile(_run)
 _group = re.compile(r"\d+")
+
+
+@functools.cache
+def scan(linear: bool = True) -> Callable[[str, int], tuple[int, int, str] | None]:
+    """A function (ASCII text, position) → (start, end, kind of candidate) or None; by RE2 if it is there and wanted."""
+    if linear and re2 is not None:
+        options = re2.Options()
+        options.max_mem = 64 << 20
+        pattern = re2.compile(CANDIDATE, options)
+    else:
+        pattern = re.compile(CANDIDATE)
+
+    def find(text: str, position: int) -> tuple[int, int, str] | None:
+        match = pattern.search(text, position)
+        return match and (*match.span(), match.lastgroup)
+    return find
+
 
 # Issuers: (length range, first digits from, to). ISO/IEC 7812; brand ranges as the networks publish them.
 ISSUERS = [((13, 13), "4", "4"), ((16, 16), "4", "4"), ((19, 19), "4", "4"), ((16, 16), "51", "55"), ((16, 16), "2221", "2720"), ((15, 15), "34", "34"), ((15, 15), "37", "37"),
@@ -95,60 +125,142 @@ IBAN_LENGTHS = {"AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE"
 
 
 @functools.cache
-def announcing() -> dict[str, re.Pattern]:
+def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """(word → kind, beginning of a word → kind, phrase of several words → kind): what announces which kind of number."""
     table = yaml.safe_load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"))
-    return {kind: _any_of(words) for kind, words in table.items()}
+    rows = [(kind, str(word).casefold()) for kind in ANNOUNCED for word in table[kind]]
+    rows += [(f"id {code}", str(word).casefold()) for code, market in markets().items() for word in market.cues]
+    words = {word: kind for kind, word in rows if not word.endswith("*") and " " not in word}
+    begins = {word[:-1]: kind for kind, word in rows if word.endswith("*")}
+    phrases = {word: kind for kind, word in rows if " " in word}
+    return words, begins, phrases
+
+
+ANNOUNCED = ("business", "card", "account", "phone", "mail", "document", "secret", "device", "address_of_network", "version", "amount")
 
 
 @functools.cache
-def _market_cue(code: str) -> re.Pattern:
-    return _any_of(markets()[code].cues)
+def _phrases() -> re.Pattern:
+    return re.compile("|".join(re.escape(phrase) for phrase in sorted(announcing()[2], key=len, reverse=True)))
 
 
-def _any_of(words: Iterable[str]) -> re.Pattern:
-    forms = [re.escape(str(word)[:-1]) + r"\w*" if str(word).endswith("*") else re.escape(str(word)) for word in words]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(forms)})(?!\w)", re.IGNORECASE)
+@functools.lru_cache(1 << 16)
+def _kind_of_word(word: str) -> str | None:
+    words, begins, _ = announcing()
+    if word in words:
+        return words[word]
+    return next((begins[word[:n]] for n in range(len(word), 2, -1) if word[:n] in begins), None)
 
 
-def structured(seen: str, market: str | None) -> list[tuple[int, int, str]]:
+_cue_word = re.compile(r"[^\W_]+(?:[-'][^\W\d_]+)*")
+
+
+def announced(seen: str, start: int) -> list[str]:
+    """The kinds of number that the words right before `start` announce, the nearest first."""
+    before = seen[max(0, start - NEAR):start].casefold()
+    if start > NEAR and seen[start - NEAR - 1].isalnum():       # begins inside a word
+        before = " " * (len(before) - len(before.lstrip("abcdefghijklmnopqrstuvwxyz"))) + before.lstrip("abcdefghijklmnopqrstuvwxyz")
+    found = []
+    for match in _cue_word.finditer(before):
+        kind = _kind_of_word(match.group())
+        for part in match.group().split("-") if kind is None and "-" in match.group() else ():
+            kind = kind or _kind_of_word(part)
+        if kind:
+            found.append((match.start(), kind))
+    found += [(match.start(), announcing()[2][match.group()]) for match in _phrases().finditer(before)]
+    return [kind for _, kind in sorted(found, reverse=True)]
+
+
+def structured(seen: str, market: str | None, linear: bool = True) -> list[tuple[int, int, str]]:
     """(start, end, kind) of every identifier in a shadow's text, overlaps included.
 
     market: two-letter country of the conversation, or None: then only ids whose words announce them are looked for.
     """
     found = [(*match.span(), "email") for match in _said_mail().finditer(seen)] if _may_say_mail().search(seen) else []
-    if "@" in seen or any(character.isdigit() for character in seen):
-        searched = seen if seen.isascii() else "".join(c if c < "\x80" else "x" if c.isalpha() else " " for c in seen)
-        found += _found(seen, searched, market)
+    if _worth_a_scan.search(seen):
+        searched = seen if seen.isascii() else seen.translate(_to_ascii)
+        found += _found(seen, searched, market, scan(linear))
     return found
 
 
-def _found(seen: str, searched: str, market: str | None) -> Iterator[tuple[int, int, str]]:
+class _ToAscii(dict):
+    """For str.translate: other letters become x, anything else a blank, so that offsets stay."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = code if code < 128 else ord("x") if chr(code).isalpha() else ord(" ")
+        return self[code]
+
+
+_to_ascii = _ToAscii()
+_worth_a_scan = re.compile(r"[@\d]|\w\.\w|://|_|[Bb]earer")
+
+
+def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iterator[tuple[int, int, str]]:
     position = 0
-    while match := _candidate.search(searched, position):
-        start, end = match.span()
+    while match := find(searched, position):
+        start, end, kind = match
         position = end
-        if match.lastgroup == "email":
+        if kind == "email":
             yield start, end, "email"
-            continue
-        if match.lastgroup == "iban":
-            stop = iban_end(searched, start, len(searched)) if start == 0 or not searched[start - 1].isalnum() else 0
-            if not stop and _announced("account", seen, start) and searched[start:start + 2].upper() in IBAN_LENGTHS and sum(c.isdigit() for c in match.group()) >= 10:
-                stop = start + len(_until_word(match.group()))        # a mistyped one
-            if stop:
-                yield start, stop, "iban"
-                position = stop
-                continue
-            run = _a_run.search(searched, start + 2)
-            if run is None or run.start() >= end:
-                continue
-            start, end = run.span()
-            position = max(end, start + 1)
-        yield from _numbers(seen, searched, start, end, market)
+        elif kind == "secret":
+            yield start, end, "secret"
+        elif kind == "url":
+            yield start, start + len(searched[start:end].rstrip(".,;:!?)]}")), "url"
+        elif kind == "ipv6":
+            if _is_ipv6(searched[start:end]):
+                yield start, end, "ip"
+            else:
+                position = yield from _numbers_within(seen, searched, start, end, market)
+        elif kind == "iban" and (stop := _iban_stop(seen, searched, start, end)):
+            yield start, stop, "iban"
+            position = stop
+        elif kind == "iban":
+            position = yield from _numbers_within(seen, searched, start + 2, end, market)
+        else:
+            yield from _numbers(seen, searched, start, end, market)
     if market in markets() and (shape := markets()[market].shape):
         for match in shape.finditer(searched):
             bare = re.sub(r"[ .]", "", match.group())
-            if any(check(bare) for check in markets()[market].checks) or _market_cue(market).search(seen, max(0, match.start() - NEAR), match.start()):
+            if any(check(bare) for check in markets()[market].checks) or f"id {market}" in announced(seen, match.start()):
                 yield match.start(), match.end(), "national_id"
+    for match in _mixed.finditer(searched):          # passport, licence, password, PIN: letters and digits that a word announces
+        kinds = announced(seen, match.start())[:1]
+        if kinds in (["document"], ["secret"], ["device"]) and any(c.isdigit() for c in match.group()):
+            yield match.start(), match.end(), "secret" if kinds == ["secret"] else "document"
+
+
+_mixed = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9!#$%&*+/?@_-]{0,31}[0-9])[A-Za-z0-9][A-Za-z0-9!#$%&*+/?@_-]{2,31}")
+
+
+def _numbers_within(seen: str, searched: str, start: int, end: int, market: str | None) -> Iterator[tuple[int, int, str]]:
+    """What stands in the digits inside a failed candidate. Returns where to go on."""
+    run = _a_run.search(searched, start)
+    if run is None or run.start() >= end:
+        return max(end, start + 1)
+    yield from _numbers(seen, searched, *run.span(), market)
+    return max(run.end(), start + 1)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
+def _iban_stop(seen: str, searched: str, start: int, end: int) -> int:
+    """Where the IBAN that begins at `start` ends, a mistyped one that is announced included; 0 where there is none."""
+    if start and searched[start - 1].isalnum() and seen[start - 1].isalnum():
+        return 0
+    stop = iban_end(searched, start, len(searched))
+    if stop or searched[start:start + 2].upper() not in IBAN_LENGTHS:
+        return stop
+    kept = _until_word(searched[start:end])
+    compact = re.sub("[^A-Za-z0-9]", "", kept)
+    is_near_length = abs(len(compact) - IBAN_LENGTHS[searched[start:start + 2].upper()]) <= 1
+    if sum(c.isdigit() for c in kept) >= 10 and (is_near_length or "account" in announced(seen, start)):
+        return start + len(kept)
+    return 0
 
 
 def _until_word(text: str) -> str:
@@ -162,22 +274,29 @@ def _until_word(text: str) -> str:
     return kept.rstrip()
 
 
-def _announced(kind: str, seen: str, start: int) -> bool:
-    return announcing()[kind].search(seen, max(0, start - NEAR), start) is not None
-
-
 def _numbers(seen: str, searched: str, start: int, end: int, market: str | None) -> Iterator[tuple[int, int, str]]:
     """Cards, ids and phones among groups of digits: at each group the longest that something recognises."""
     groups = [match.span() for match in _group.finditer(searched, start, end)]
+    total = sum(b - a for a, b in groups)
+    if total > TABLE:
+        yield start, end, "number"
+        return
+    if len(groups) >= 6 and all(b - a == 1 for a, b in groups):          # "4 1 1 1 …": digits told one by one
+        digits = "".join(searched[a:b] for a, b in groups)
+        kind = _kind(seen, searched, groups[0][0], end, digits, market) if total <= LONGEST else None
+        if kind or total >= 7:
+            yield start, end, kind or "number"
+        return
     place = 0
     while place < len(groups):
         found = None
-        for last in range(min(len(groups), place + 12) - 1, place - 1, -1):
-            length = sum(b - a for a, b in groups[place:last + 1])
-            if length < 6 or length > LONGEST or (groups[place][0] and searched[groups[place][0] - 1].isalpha()) or (groups[last][1] < len(searched) and searched[groups[last][1]].isalpha()):
+        digits_here = [searched[a:b] for a, b in groups[place:place + 12]]
+        for last in range(len(digits_here) - 1, -1, -1):
+            digits = "".join(digits_here[:last + 1])
+            begin, stop = groups[place][0], groups[place + last][1]
+            if not 3 <= len(digits) <= LONGEST or (begin and searched[begin - 1].isalpha() and not _is_label(searched, begin)) or (stop < len(searched) and searched[stop].isalpha() and len(digits) < 12):
                 continue
-            digits = "".join(searched[a:b] for a, b in groups[place:last + 1])
-            kind = _kind(seen, searched, groups[place][0], groups[last][1], digits, market)
+            kind = _kind(seen, searched, begin, stop, digits, market)
             if kind:
                 found = last, kind
                 break
@@ -185,51 +304,78 @@ def _numbers(seen: str, searched: str, start: int, end: int, market: str | None)
             place += 1
             continue
         last, kind = found
-        begin, stop = groups[place][0], groups[last][1]
+        begin, stop = groups[place][0], groups[place + last][1]
         while kind == "phone" and begin > start and searched[begin - 1] in "+(":
             begin -= 1
-        yield begin, stop, kind
-        place = last + 1
+        if kind != "business":
+            yield begin, stop, kind
+        place += last + 1
+
+
+def _is_label(searched: str, begin: int) -> bool:
+    """Whether the letters that touch a number are a word that announces it: "card4111…"."""
+    word = re.search(r"[A-Za-z]+$", searched[max(0, begin - 20):begin])
+    return word is not None and _kind_of_word(word.group().casefold()) is not None
 
 
 def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: str | None) -> str | None:
-    count = len(digits)
-    if 12 <= count <= 19 and (is_card(digits) or (count >= 14 and _announced("card", seen, start) and not _announced("business", seen, start))):
+    """What a number is: a kind of personal data, "business" where it is declared one as a whole, or None."""
+    count, written = len(digits), searched[start:end]
+    if 12 <= count <= 19 and is_card(digits):
         return "card"
-    is_business = _announced("business", seen, start) or _date.match(searched, start) is not None or seen[max(0, start - 3):start] == "10."      # a DOI
-    for code in [market] if market in markets() else []:
+    if count < 6 and not (count >= 3 and start and written == digits):
+        return None
+    cues = announced(seen, start)
+    nearest = cues[0] if cues else None
+    if _ipv4.fullmatch(written):
+        octets = [int(part) for part in written.split(".")]
+        is_address = max(octets) < 256 and nearest != "version" and (nearest == "address_of_network" or sum(octet > 15 for octet in octets) >= 2)
+        return "ip" if is_address else "business"
+    if nearest == "secret" and written == digits and 3 <= count <= 8:
+        return "secret"
+    if count < 6:
+        return None
+    if nearest in ("document", "device") and count <= 17:
+        return "document"
+    is_business = nearest in ("business", "version", "amount") or _date.match(searched, start) is not None or seen[max(0, start - 3):start] == "10." or _unit.match(seen, end) is not None
+    if 12 <= count <= 19 and "card" in cues and not is_business:
+        return "card"
+    codes = [market] if market in markets() else []
+    codes += [cue[3:] for cue in cues if cue.startswith("id ") and cue[3:] != market]
+    for code in codes:
         country = markets()[code]
-        is_cued = _market_cue(code).search(seen, max(0, start - NEAR), start) is not None
-        if count in country.digits and (is_cued or (not is_business and any(check(digits) for check in country.checks))):
+        is_cued = f"id {code}" in cues[:2]
+        if count in country.digits and not _unlike_an_id.search(written) and (is_cued or (not is_business and code == market and any(check(digits) for check in country.checks))):
             return "national_id"
-    if market not in markets():
-        for code, country in markets().items():
-            if count in country.digits and _market_cue(code).search(seen, max(0, start - NEAR), start):
-                return "national_id"
-    return "phone" if 7 <= count <= 15 and _is_phone(seen, searched, start, end, digits, market, is_business) else None
+        if is_cued and country.digits and min(abs(count - n) for n in country.digits) <= 1 and written == digits:
+            return "national_id"            # one digit too many or too few
+    if nearest == "account" and 6 <= count <= 20 and not _not_a_phone.fullmatch(written):
+        return "account"
+    return "phone" if 7 <= count <= 15 and _is_phone(searched, start, end, digits, market, nearest, is_business) else None
 
 
+_unlike_an_id = re.compile(r"[:_*]|\d[()]")
+_ipv4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
+_unit = re.compile(r" ?(?:[€$£%°]|(?:kr|sek|nok|dkk|eur|euro|usd|gbp|pln|zł|kč|ft|lei|pcs|st|stk|x|mm|cm|m|km|kg|g|gb|mb|kb|mhz|ghz|ms|ml|l|w|mah|px|rpm)\b)", re.IGNORECASE)
 _date = re.compile(r"(?:19|20)\d{2}[-./](?:0?[1-9]|1[0-2])[-./](?:[0-2]?\d|3[01])(?!\d)|(?:[0-2]?\d|3[01])[-./](?:0?[1-9]|1[0-2])[-./](?:19|20)\d{2}(?!\d)")
 _not_a_phone = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}(?: \d{1,2}[:.]\d{2})?|\d{1,3}(?:[.,' ]\d{3})*[.,]\d{1,2}|\d{1,2}:\d{2}.*|(?:\d{1,3}\.){3}\d{1,3}|\d+(?:\.\d+){2,}")
 
 
-def _is_phone(seen: str, searched: str, start: int, end: int, digits: str, market: str | None, is_business: bool) -> bool:
-    is_announced = _announced("phone", seen, start) and not is_business
+def _is_phone(searched: str, start: int, end: int, digits: str, market: str | None, nearest: str | None, is_business: bool) -> bool:
     plus = searched[max(0, start - 2):start].strip("( ").endswith("+") or digits.startswith("00")
     written = searched[start:end]
-    if is_announced and not _not_a_phone.fullmatch(written):
+    if nearest == "phone" and not _not_a_phone.fullmatch(written):
         return True
-    if is_business or _not_a_phone.fullmatch(written) or "_" in written or "*" in written or ":" in written:
-        return False
-    if plus:
+    if plus and "_" not in written and "*" not in written:
         return _is_phone_number("+" + digits.removeprefix("00"), None, phonenumbers.is_possible_number)
-    if market is None:
+    if is_business or market is None or _not_a_phone.fullmatch(written) or "_" in written or "*" in written or ":" in written:
         return False
-    is_grouped = any(not c.isdigit() for c in written)
+    is_grouped = written != digits
     country = markets().get(market)
     if not digits.startswith("0") and country is not None and not country.bare_phone:
         return False
-    return (digits.startswith("0") or is_grouped or len(digits) >= 9) and _is_phone_number(digits, market, phonenumbers.is_valid_number)
+    return (digits.startswith("0") or is_grouped or len(digits) >= 9) and _is_phone_number(digits, market, lambda number: any(
+        phonenumbers.is_valid_number_for_region(number, region) for region in NEIGHBOURS.get(market, (market,))))
 
 
 def _is_phone_number(number: str, region: str | None, judge: Callable) -> bool:

@@ -1,0 +1,309 @@
+"""What the anonymiser learns before it masks: an archive's ordinary words, its agents' macros, a tagger of names.
+
+    python -m data_prep.pii.fit            trains the tagger that ships with the project (data_prep/pii/shipped/)
+
+The artefact is a folder: `fit.json` (words, macro hashes, quantiles of the archive's times) and `names.crfsuite`. It does
+not depend on the order of the archive. It holds no text: words only where `MIN_CUSTOMERS` customers or more wrote them,
+macros as hashes, and of a name the tagger keeps its first two and last three letters and what surrounds it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.artifacts import StageError
+from data_prep.conversation import Conversation, write_json
+from data_prep.pii.known import People
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, build_cues, build_words, listed_names, phrases, shipped_words
+from data_prep.pii.names import Turn, cues, features, is_candidate, sentence_key, turn_of
+from data_prep.pii.normalise import shadow
+
+SHIPPED = Path(__file__).parent / "shipped"
+MIN_CUSTOMERS = 5            # a word or a macro counts where so many conversations have it
+QUANTILES = 1000
+SENTENCES = 14_000           # made up from the phrase lists
+FROM_ARCHIVE = 4_000         # turns of the archive that join them
+NEAREST = {"no": "no_NO", "ca": "es_ES", "eu": "es_ES", "gl": "es_ES", "mt": "it_IT", "sq": "it_IT", "sr": "hr_HR", "mk": "bg_BG", "ar": "ar_AA"}
+
+OUTCOME = ("resolved", "handed_off", "reopened", "intent", "handle_seconds")
+
+Labelled = tuple[list[list[str]], list[str]]       # features and labels ("N" or "O") of one turn
+
+
+@dataclass
+class Fit:
+    """A fitted artefact, loaded."""
+
+    lexicon: Lexicon
+    quantiles: list[str] = field(default_factory=list)      # started_at of the archive, ISO 8601
+    digest: str = ""
+    cells: frozenset[str] | None = None                     # combinations of market, intent and month that enough customers share
+
+    def generalised(self, conversation: Conversation) -> tuple[dict, str | None]:
+        """(outcome, month) with as much of intent and month as at least k customers share (k-anonymity, Sweeney 2002).
+
+        Only an archive can tell: with the shipped artefact the intent stays and the month goes.
+        """
+        outcome = {key: conversation.outcome[key] for key in OUTCOME if conversation.outcome.get(key) is not None}
+        month = (conversation.started_at or "")[:7] or None
+        if self.cells is None:
+            return outcome, None
+        if cell(conversation.locale, outcome.get("intent"), month) in self.cells:
+            return outcome, month
+        if cell(conversation.locale, outcome.get("intent"), None) in self.cells:
+            return outcome, None
+        return {key: value for key, value in outcome.items() if key != "intent"}, None
+
+    def received(self, started_at: str | None) -> float | None:
+        """Where in the archive's true order a conversation stands, 0 to 1 in steps of 0.001; None where nobody knows."""
+        if not started_at or not self.quantiles:
+            return None
+        return round(bisect.bisect_left(self.quantiles, started_at) / len(self.quantiles), 3)
+
+
+def cell(locale: str, intent: str | None, month: str | None) -> str:
+    return f"{locale}|{intent or ''}|{month or ''}"
+
+
+def load(folder: Path = SHIPPED, company: Iterable[str] = (), hold_out: bool = False) -> Fit:
+    """Raises: StageError where the folder holds no artefact."""
+    import pycrfsuite
+
+    if not (folder / "fit.json").is_file():
+        raise StageError(f"anonymise.fit={folder} holds no fit.json: give the fit/ folder of an earlier run, or null to learn from this archive")
+    facts = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+    tagger = pycrfsuite.Tagger()
+    tagger.open(str(folder / "names.crfsuite"))
+    table, particles = build_cues()
+    lexicon = Lexicon(words=build_words(hold_out, facts["words"]), cues=table, particles=particles, slots=frozenset(facts["slots"]), tagger=tagger,
+                      company=frozenset(word.casefold() for name in company for word in name.split()))
+    digest = hashlib.sha256((folder / "fit.json").read_bytes() + (folder / "names.crfsuite").read_bytes()).hexdigest()[:16]
+    return Fit(lexicon, facts["quantiles"], digest, frozenset(facts["cells"]) if facts["cells"] is not None else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sentences made up from the phrase lists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _names_of(language: str, hold_out: bool) -> tuple[list[str], list[str]]:
+    first, last = listed_names(hold_out)
+    mine = [code for code in first if code.split("_")[0] == language and first[code] and last[code]] or [NEAREST.get(language, "en_GB")]
+    return sorted(n for code in mine for n in first[code]), sorted(n for code in mine for n in last[code])
+
+
+def _misspelt(word: str, rng: random.Random) -> str:
+    place = rng.randrange(len(word) - 1)
+    return rng.choice([word[:place] + word[place + 1:], word[:place] + word[place + 1] + word[place] + word[place + 2:], word[:place] + word[place] + word[place:]])
+
+
+def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterator[tuple[str, list[str], bool, bool]]:
+    """Yield (text, names in it, said by an agent, asked for a name) in all languages.
+
+    A third holds no name but ordinary words, misspelt ones, places and brands, so that what is merely unknown is no name.
+    """
+    from babel import Locale
+
+    tables = phrases()
+    languages = sorted(tables)
+    large = [language for language in ("en", "de", "fr", "es", "it", "nl", "sv", "pl", "pt", "da", "no", "fi") if language in tables]
+    people = {language: _names_of(language, hold_out) for language in languages}
+    words = {language: sorted(common) for language, (common, _) in shipped_words().items()}
+    places = sorted({zone["city"] for zone in Locale.parse("en").time_zones.values() if "city" in zone} | {n for n in Locale.parse("en").territories.values() if " " not in n})
+    brands = ["".join(parts) for parts in zip(rng.choices(["Nor", "Vel", "Tin", "Cas", "Lum", "Oak", "Fjo", "Mar", "Pin", "Zal", "Kla", "Bri", "Hum", "Tec", "Sol", "Ald", "Bex", "Dro"], k=300), rng.choices(["dhus", "ora", "dra", "sia", "o", "land", "by", "sol", "crest", "ando", "rna", "ndle", "ax", "ify", "mart", "ora", "on", "ica"], k=300), strict=True)]
+    for _ in range(count):
+        language = rng.choice(large if rng.random() < 0.6 else languages)
+        table, (first, last) = tables[language], people[language]
+
+        def some(kind: str, table=table) -> str:
+            return rng.choice(table.get(kind) or tables["en"][kind])
+
+        def prose(low: int, high: int, language=language) -> str:
+            said = [rng.choice(words[language]) for _ in range(rng.randint(low, high))]
+            if said and rng.random() < 0.25:
+                place = rng.randrange(len(said))
+                odd = rng.random()
+                said[place] = rng.choice(places) if odd < 0.2 else rng.choice(brands) if odd < 0.35 else _misspelt(said[place], rng) if len(said[place]) > 3 else said[place]
+            text = " ".join(said)
+            return text[:1].upper() + text[1:] if rng.random() < 0.5 else text
+
+        name = rng.choice([rng.choice(first)] * 3 + [f"{rng.choice(first)} {rng.choice(last)}"] * 2 + [rng.choice(last)])
+        draw, by_agent, asked = rng.random(), rng.random() < 0.4, False
+        names = [name]
+        if draw < 0.3:
+            text, names = f"{prose(2, 9)}{rng.choice(['.', '?', '!', ''])} {prose(0, 4)}".strip(), []
+        elif draw < 0.34:
+            text, names = rng.choice([some("greets"), f"{some('greets')} {prose(1, 4)}", f"{some('thanks')} {prose(0, 3)}", f"{some('introduces')} {prose(1, 4)}", prose(1, 1)]), []
+        elif draw < 0.46:
+            text = f"{some('greets').capitalize()} {rng.choice(['', '', some('titles') + ' '])}{name}{rng.choice(['', ',', '!', '.'])} {prose(0, 6)}"
+        elif draw < 0.52:
+            text, asked = name, rng.random() < 0.5
+        elif draw < 0.60:
+            text = f"{rng.choice(['', prose(1, 3) + ' '])}{some('introduces')} {name}{rng.choice(['', '.', ' ' + prose(1, 4)])}"
+        elif draw < 0.68:
+            text = f"{prose(0, 3)} {some('speaks_to')} {name} {prose(0, 4)}"
+        elif draw < 0.74:
+            text = rng.choice([f"{some('thanks')} {name}", f"{some('thanks')}, {name}. {prose(1, 5)}", f"{name}, {some('thanks')}", f"{name}, {prose(2, 5)}", f"{prose(2, 5)}, {name}?"])
+        elif draw < 0.80:
+            text = f"{prose(0, 5)}\n{some('signs_off').capitalize()}{rng.choice([',', ''])}{rng.choice([chr(10), ' '])}{name}"
+        elif draw < 0.86:
+            text = f"{prose(0, 3)} {some('relatives')} {name} {prose(1, 4)}"
+        elif draw < 0.90:
+            text = f"{name} {some('follows')}" if table.get("follows") else f"{some('titles').capitalize()} {name} {prose(0, 4)}"
+        else:
+            text = f"{prose(1, 5)} {name} {prose(0, 5)}"
+        roll = rng.random()
+        if roll < 0.35:
+            text, names = text.lower(), [n.lower() for n in names]
+        elif roll < 0.37:
+            text, names = text.upper(), [n.upper() for n in names]
+        yield text.strip(), names, by_agent, asked
+
+
+def _labels(turn: Turn, names: Iterable[str]) -> list[str]:
+    parts = {part.casefold() for name in names for part in [m.casefold() for m in name.split()] + [name]}
+    pieces = {piece for part in parts for piece in (part, *part.split("-"))}
+    return ["N" if word in pieces and is_candidate(turn, i) else "O" for i, word in enumerate(turn.lower)]
+
+
+def made_up(lexicon: Lexicon, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
+    """Training data without an archive. Half of the listed names are made to look unlisted."""
+    rng = random.Random(seed)
+    names = sorted(word for word, flags in lexicon.words.items() if flags & (FIRST | LAST))
+    hidden = frozenset(rng.sample(names, len(names) // 2))
+    for text, people, by_agent, asked in sentences(rng, count, hold_out):
+        turn = turn_of(text, 0, len(text), by_agent, lexicon, asked)
+        # A hidden name is not "unlisted and a candidate anyway": its flags go, as they would be missing for a new name.
+        turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
+        yield features(turn, cues(turn, lexicon)), _labels(turn, people)
+
+
+def train(data: Iterable[Labelled], path: Path, iterations: int = 60) -> None:
+    """Train the tagger: CRF by L-BFGS with L2 (crfsuite), features seen less than three times left out."""
+    import pycrfsuite
+
+    trainer = pycrfsuite.Trainer(verbose=False)
+    for rows, labels in data:
+        if "N" in labels or any(len(row) > 1 for row in rows):
+            trainer.append(rows, labels)
+    trainer.set_params({"c1": 0.0, "c2": 0.3, "max_iterations": iterations, "feature.minfreq": 3, "feature.possible_transitions": True})
+    trainer.train(str(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An archive
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def hash_of(value: object) -> int:
+    return int.from_bytes(hashlib.blake2b(str(value).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+class Learner:
+    """Reads an archive once, conversation by conversation, and writes the artefact. Counts only, so order does not matter."""
+
+    def __init__(self, base: Fit):
+        self.base = base
+        self.lower: Counter = Counter()          # conversations in which a word stands in small letters
+        self.upper: Counter = Counter()          # … only with a capital
+        self.named: Counter = Counter()          # … as a name: it belongs to somebody known, or follows a phrase that announces one
+        self.slots: Counter = Counter()
+        self.slot_names: Counter = Counter()
+        self.times: Counter = Counter()
+        self.turns: dict[str, Labelled] = {}     # those with the smallest hashes: a sample that does not depend on order
+        self.customers: dict[str, set] = {}      # cell → some of its customers, as many as are needed
+        self.conversations = 0
+
+    def see(self, conversation: Conversation, k: int) -> None:
+        """Count one conversation. k: how many customers must share a combination of market, intent and month."""
+        self.conversations += 1
+        started_at = conversation.started_at
+        if started_at:
+            self.times[started_at] += 1
+        customer = hash_of(conversation.customer.get("id") or conversation.id)
+        for month in ((started_at or "")[:7] or None, None):
+            mine = self.customers.setdefault(cell(conversation.locale, conversation.outcome.get("intent"), month), set())
+            if len(mine) < k:
+                mine.add(customer)
+        known = frozenset(People.of([conversation.customer, *conversation.agents]).parts)
+        lexicon, small, large, named = self.base.lexicon, set(), set(), set()
+        for message in conversation.messages:
+            if message["role"] not in ("user", "assistant"):
+                continue
+            text, by_agent = shadow(message["content"]).text, message["role"] == "assistant"
+            turn = turn_of(text, 0, len(text), by_agent, lexicon)
+            cue = cues(turn, lexicon)
+            for i, word in enumerate(turn.words):
+                if turn.lower[i] in known or (i in cue and turn.flags[i] != COMMON) or (len(turn.words) <= 2 and turn.flags[i] & (FIRST | LAST)):
+                    named.add(turn.lower[i])
+                elif word.islower():
+                    small.add(turn.lower[i])
+                else:
+                    large.add(turn.lower[i])
+            if by_agent and (key := sentence_key(turn)):
+                self.slots[key] += 1
+                self.slot_names[key] += any(is_candidate(turn, i) and (turn.lower[i] in known or turn.flags[i] & (FIRST | LAST)) for i in range(len(turn.words)))
+            if known:
+                self._keep(turn, cue, known)
+        self.lower.update(small - named)
+        self.upper.update(large - small - named)
+        self.named.update(named)
+
+    def _keep(self, turn: Turn, cue: dict[int, str], known: frozenset[str]) -> None:
+        labels = _labels(turn, known)
+        if not any(is_candidate(turn, i) for i in range(len(turn.words))):
+            return
+        mark = hashlib.blake2b(f"{'N' in labels}{turn.by_agent}{' '.join(turn.words)}".encode(), digest_size=8).hexdigest()
+        self.turns[mark] = (features(turn, cue, frozenset(known) if int(mark[:2], 16) % 2 else frozenset()), labels)
+        if len(self.turns) > 2 * FROM_ARCHIVE:
+            self.turns = dict(sorted(self.turns.items())[:FROM_ARCHIVE])
+
+    def words(self) -> dict[str, int]:
+        """Words that the archive uses as ordinary ones. A listed name must be far more common than names are, and not stand where names stand."""
+        known = self.base.lexicon.words
+        ordinary = {}
+        for word in self.lower.keys() | self.upper.keys():
+            count, as_name = self.lower[word] + self.upper[word], self.named[word]
+            if known.get(word, 0) & COMMON or count < MIN_CUSTOMERS or as_name > 0.2 * count:
+                continue
+            listed = known.get(word, 0) & (FIRST | LAST)
+            if listed and (count < max(20, 0.005 * self.conversations) or as_name > 0.02 * count or self.lower[word] < 0.5 * count):
+                continue
+            if self.lower[word] >= MIN_CUSTOMERS or self.upper[word] >= 4 * MIN_CUSTOMERS:
+                ordinary[word] = COMMON
+        return ordinary
+
+    def write(self, folder: Path, k: int, seed: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        times = sorted(self.times.elements())
+        quantiles = sorted({times[i * len(times) // QUANTILES] for i in range(QUANTILES)}) if times else []
+        slots = sorted(key for key, count in self.slots.items() if count >= MIN_CUSTOMERS and self.slot_names[key] >= 0.3 * count)
+        cells = sorted(name for name, customers in self.customers.items() if len(customers) >= k)
+        write_json(folder / "fit.json", {"words": dict(sorted(self.words().items())), "slots": slots, "quantiles": quantiles, "cells": cells, "conversations": self.conversations})
+        mine = [labelled for _, labelled in sorted(self.turns.items())[:FROM_ARCHIVE]]
+        # The shipped tagger is good enough where the archive knows nobody by name; with known people it learns from them.
+        if mine:
+            train([*made_up(self.base.lexicon, seed, SENTENCES // 2), *mine], folder / "names.crfsuite")
+        else:
+            (folder / "names.crfsuite").write_bytes((SHIPPED / "names.crfsuite").read_bytes())
+
+
+def ship(folder: Path = SHIPPED, hold_out: bool = False) -> None:
+    """Train the tagger that ships with the project; hold_out: on four of five names, to measure on the fifth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, particles = build_cues()
+    lexicon = Lexicon(words=build_words(hold_out), cues=table, particles=particles)
+    train(made_up(lexicon, 0, SENTENCES, hold_out), folder / "names.crfsuite")
+    write_json(folder / "fit.json", {"words": {}, "slots": [], "quantiles": [], "cells": None, "conversations": 0})
+
+
+if __name__ == "__main__":
+    ship(Path(sys.argv[1]) if len(sys.argv) > 1 else SHIPPED)

@@ -1,0 +1,122 @@
+"""The people the helpdesk knows: their names, addresses and numbers in every form in which they may turn up.
+
+A part of a name alone, another case, without diacritics, with one letter wrong, inflected, with an initial, inside a
+user name; a phone number in another grouping; a street without its number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from rapidfuzz.distance import DamerauLevenshtein
+
+from data_prep.pii.lexicon import COMMON, Lexicon, plain
+from data_prep.pii.names import WORD
+
+ADDRESS_WORDS = {"address", "adress", "adresse", "adres", "dirección", "direccion", "indirizzo", "endereço", "endereco", "morada", "adresu", "adresa", "cím", "cim", "osoite", "osoitteesi",
+                 "διεύθυνση", "адрес", "адреса", "street", "postcode", "zip", "straße", "strasse", "gata", "postnummer", "plz", "huisnummer", "house"}
+KINDS = {"email": "email", "phone": "phone", "address": "address", "street": "address", "city": "address", "postcode": "address", "zip": "address",
+         "iban": "iban", "card": "card", "national_id": "national_id", "personal_number": "national_id", "username": "name"}
+_digits = re.compile(r"\d(?:[ ()./_-]{0,2}\d){4,}")
+_handle = re.compile(r"(?<![\w@])[A-Za-z][\w.-]*[\w]")
+
+
+@dataclass
+class People:
+    """Everything known about the customer and the agents of one conversation."""
+
+    parts: dict[str, str] = field(default_factory=dict)       # part of a name, plain → as written
+    exact: dict[str, str] = field(default_factory=dict)       # other values → kind
+    numbers: dict[str, str] = field(default_factory=dict)     # last digits of phones, ids … → kind
+    full_names: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, persons: Iterable[dict]) -> People:
+        people = cls()
+        for person in persons:
+            for key, value in person.items():
+                text = str(value).strip() if isinstance(value, str | int) else ""
+                if not text or key == "id":
+                    continue
+                if key == "name" or key.endswith("_name"):
+                    people.full_names.append(text)
+                    for part in WORD.findall(text):
+                        for piece in {part, *part.split("-")}:
+                            if len(piece) > 1:
+                                people.parts[plain(piece)] = piece
+                    continue
+                kind = KINDS.get(key)
+                if kind is None:
+                    continue
+                people.exact[text] = kind
+                digits = re.sub(r"\D", "", text)
+                if kind not in ("address", "email", "name") and len(digits) >= 6:
+                    people.numbers[digits[-9:] if kind == "phone" else digits] = kind
+                if kind == "email" and len(text.split("@")[0]) >= 4:
+                    people.exact[text.split("@")[0]] = "email"
+                if kind == "address":
+                    for part in re.split(r",\s*", text):
+                        street = re.sub(r"^\d+\w?\s+|\s+\d+\s?\w?$", "", part)
+                        people.exact.update({form: kind for form in (part, street) if len(form) >= 4 and not form.isdigit()})
+        return people
+
+    def found(self, seen: str, lexicon: Lexicon) -> Iterator[tuple[int, int, str]]:
+        """(start, end, kind) of every mention in a text."""
+        small = seen.lower()
+        for value, kind in self.exact.items():
+            if value.lower() in small:
+                for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", seen, re.IGNORECASE):
+                    yield *match.span(), kind
+        if self.numbers:
+            for match in _digits.finditer(seen):
+                digits = re.sub(r"\D", "", match.group())
+                for number, kind in self.numbers.items():
+                    if number in digits or (len(digits) >= 6 and number.endswith(digits)):
+                        yield *match.span(), kind
+        if self.parts:
+            yield from self._names(seen, lexicon)
+
+    def _names(self, seen: str, lexicon: Lexicon) -> Iterator[tuple[int, int, str]]:
+        hits = []
+        for match in WORD.finditer(seen):
+            word = match.group()
+            if self._is_name(word, lexicon):
+                hits.append(match.span())
+                yield *match.span(), "name"
+        for start, end in hits:          # an initial beside a name: "A. Berg", "Anna B."
+            for pattern, low, high in ((_initial_before, max(0, start - 6), start), (_initial_after, end, end + 5)):
+                match = pattern.search(seen, low, high)
+                if match and any(part.startswith(match.group(1).casefold()) for part in self.parts):
+                    yield *match.span(1), "name"
+        for match in _handle.finditer(seen):
+            word = match.group()
+            if not word.isalpha() and any(len(part) >= 4 and part in plain(word) for part in self.parts):
+                yield *match.span(), "name"
+        initials = [plain(name)[0] for full in self.full_names[:1] for name in full.split()]
+        if len(initials) > 1:
+            for match in re.finditer(rf"(?<!\w){'[. ]{1,2}'.join(initials)}\.(?!\w)", seen, re.IGNORECASE):
+                yield *match.span(), "name"
+
+    def _is_name(self, word: str, lexicon: Lexicon) -> bool:
+        form = plain(word)
+        if form in self.parts:
+            flags = lexicon.flags(word.casefold())
+            return not (flags & COMMON and word.islower()) or len(form) > 4 or flags != COMMON
+        if len(form) < 4 or lexicon.flags(word.casefold()) == COMMON:
+            return False
+        for part in self.parts:
+            if len(part) < 4 or (part[0] != form[0] and part[1:] != form[1:]):
+                continue
+            stem = part[:-1] if part[-1] in "aeiouyαοсая" and len(part) > 4 else part
+            if form.startswith(stem) and len(form) - len(stem) <= 4:
+                return True                       # inflected: Annan, Kowalskiego, Bergin
+            if len(part) >= 5 and abs(len(part) - len(form)) <= 1 and DamerauLevenshtein.distance(form, part, score_cutoff=1) <= 1:
+                return True
+        compact = form.replace("-", "").replace("'", "")
+        return len(compact) > 6 and any(len(a) > 2 and len(b) > 2 and compact == a + b for a in self.parts for b in self.parts if a != b)
+
+
+_initial_before = re.compile(r"(?<!\w)(\w)\.? ?(?:\w\. ?)?$")
+_initial_after = re.compile(r" (\w)(?!\w)\.?")

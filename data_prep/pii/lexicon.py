@@ -1,0 +1,169 @@
+"""What the name detector knows about words: names, ordinary words, the phrases around names, and a trained tagger.
+
+Names come from Faker's lists of some 80 countries, ordinary words from `common_words.yaml`, Faker's texts and Babel's
+calendars, and, once `fit` has seen an archive, from the archive itself. Nothing here is about a particular customer:
+what `fit` adds occurred in the conversations of at least `MIN_CUSTOMERS` different ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import pkgutil
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from data_prep.pii.structured import announcing
+
+HERE = Path(__file__).parent
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+COMMON, FIRST, LAST = 1, 2, 4        # what a word is; a word can be several
+CUES = ("introduces", "speaks_to", "greets", "thanks", "signs_off", "titles", "relatives", "asks", "follows", "moves")
+# Written without capitals or with blanks inside in Faker's lists, or no names of persons at all.
+NO_LISTS = {"ja_JP", "ko_KR", "zh_CN", "zh_TW", "th_TH"}
+
+
+def plain(word: str) -> str:
+    """A word without diacritics, in small letters: "Åsa" → "asa", "Łukasz" → "lukasz", "Sørensen" → "sorensen"."""
+    if word.isascii():
+        return word.casefold()
+    taken_off = "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
+    return taken_off.translate(_STROKES)
+
+
+_STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
+
+
+@dataclass
+class Lexicon:
+    """words: word in small letters → COMMON | FIRST | LAST. cues: first word → [(further words, kind of cue)]. slots: hashes of
+    agent sentences whose gap holds a name. tagger: a pycrfsuite.Tagger or None. company: words that are never a name."""
+
+    words: dict[str, int]
+    cues: dict[str, list[tuple[tuple[str, ...], str]]]
+    particles: frozenset[str]
+    slots: frozenset[str] = frozenset()
+    tagger: object | None = None
+    company: frozenset[str] = frozenset()
+    threshold: float = 0.35
+    cache: dict[str, int] = field(default_factory=dict)
+
+    def flags(self, word: str) -> int:
+        """What a word in small letters is; 0 where nobody knows it."""
+        known = self.cache.get(word)
+        if known is None:
+            known = self.words.get(word, 0)
+            if not known and not word.isascii():
+                known = self.words.get(plain(word), 0)
+            if not known and "-" in word:          # Anne-Marie, Åsa-Karin
+                parts = [self.flags(part) for part in word.split("-") if part]
+                known = functools.reduce(lambda a, b: a | b, parts, 0) if all(parts) else 0
+            self.cache[word] = COMMON if word in self.company else known
+            known = self.cache[word]
+        return known
+
+
+def is_held_out(name: str) -> bool:
+    """One name in five, by its hash: kept from everything that is built when recall is measured."""
+    return int(hashlib.sha256(name.casefold().encode()).hexdigest(), 16) % 5 == 0
+
+
+@functools.cache
+def listed_names(hold_out: bool = False) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """({locale: first names}, {locale: last names}) of Faker's lists; hold_out leaves every fifth name away."""
+    import faker.providers.person as person
+
+    first: dict[str, frozenset[str]] = {}
+    last: dict[str, frozenset[str]] = {}
+    for module in pkgutil.iter_modules(person.__path__):
+        if module.name in NO_LISTS:
+            continue
+        provider = vars(importlib.import_module(f"{person.__name__}.{module.name}").Provider)
+        for into, key in ((first, "first_name"), (last, "last_name")):
+            names = {str(name).strip() for attribute, values in provider.items() if key in attribute and not callable(values) and not isinstance(values, property | staticmethod | classmethod)
+                     for name in values}
+            into[module.name] = frozenset(n for n in names if len(n) > 1 and not (hold_out and is_held_out(n)))
+    return first, last
+
+
+@functools.cache
+def phrases() -> dict[str, dict[str, list[str]]]:
+    """names.yaml: language → kind of cue → phrases."""
+    return yaml.load((HERE / "names.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
+
+
+@functools.cache
+def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """language → (ordinary words, ordinary words that are names as well)."""
+    table = yaml.load((HERE / "common_words.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
+    return {language: (frozenset(w.casefold() for w in row["common"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in table.items()}
+
+
+@functools.cache
+def _ordinary_words() -> frozenset[str]:
+    """Words of everyday texts and calendars that are in no list of ours."""
+    import faker.providers.lorem as lorem
+    from babel import Locale
+
+    words: set[str] = set()
+    for module in pkgutil.iter_modules(lorem.__path__):
+        if module.name not in ("la", "en_PH", "he_IL", *NO_LISTS):          # mock Latin
+            words |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{module.name}").Provider.word_list}
+    for language in phrases():
+        locale = Locale.parse({"no": "nb"}.get(language, language))
+        for names in (locale.months, locale.days):
+            words |= {part.strip(".").casefold() for width in ("wide", "abbreviated") for name in names["format"][width].values() for part in name.split()}
+        words |= {word.casefold() for name in (*locale.territories.values(), *locale.languages.values()) for word in name.split() if word.isalpha() and len(word) > 3}
+    return frozenset(words)
+
+
+def build_words(hold_out: bool = False, corpus: dict[str, int] | None = None) -> dict[str, int]:
+    """Every word we know with its flags. A word that is ordinary and a name keeps both flags where people use it as a name."""
+    words: dict[str, int] = {}
+    first, last = listed_names(hold_out)
+    for lists, flag in ((first, FIRST), (last, LAST)):
+        for names in lists.values():
+            for name in names:
+                for part in name.casefold().split():
+                    for form in {part, plain(part)}:
+                        if len(form) > 1:
+                            words[form] = words.get(form, 0) | flag
+    certain, both = set(_ordinary_words()), set()
+    for common, also_names in shipped_words().values():
+        certain |= common
+        both |= also_names
+    for table in phrases().values():
+        certain |= {word for kind, listed in table.items() for phrase in listed if not kind.startswith("streets") for word in phrase.split() if word.isalpha()}
+    table, begins, cue_phrases = announcing()
+    certain |= table.keys() | {word for phrase in cue_phrases for word in phrase.split()} | {word for word in begins if len(word) > 3}
+    for word in certain | both:
+        for form in {word, plain(word)}:
+            words[form] = COMMON | (words.get(form, 0) if word in both else 0)
+    for word, flag in (corpus or {}).items():
+        words[word] = words.get(word, 0) | flag if flag != COMMON else COMMON
+    return words
+
+
+@functools.cache
+def build_cues() -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
+    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames)."""
+    cues: dict[str, set[tuple[tuple[str, ...], str]]] = {}
+    particles: set[str] = set()
+    for table in phrases().values():
+        particles |= set(table.get("particles", []))
+        for kind in CUES:
+            for phrase in table.get(kind, []):
+                words = tuple(_word_pieces(phrase))
+                if words:
+                    cues.setdefault(words[0], set()).add((words[1:], kind))
+    return {word: sorted(rows, key=lambda row: (-len(row[0]), CUES.index(row[1]))) for word, rows in cues.items()}, frozenset(particles)
+
+
+def _word_pieces(phrase: str) -> list[str]:
+    from data_prep.pii.names import WORD
+
+    return [match.group().casefold() for match in WORD.finditer(phrase)]
