@@ -100,7 +100,7 @@ def phrases() -> dict[str, dict[str, list[str]]]:
 def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """language → (ordinary words, ordinary words that are names as well)."""
     table = yaml.load((HERE / "common_words.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
-    return {language: (frozenset(w.casefold() for w in row["common"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in table.items()}
+    return {language: (frozenset(w.casefold() for w in row["words"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in table.items()}
 
 
 @functools.cache

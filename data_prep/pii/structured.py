@@ -26,6 +26,7 @@ try:
 except ImportError:         # no wheel for this platform: slower, with the same matches
     re2 = None
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NEAR = 40               # a word announces what follows within so many characters
 TABLE = 64              # digits in one run: what is longer is a table or a dump, masked as one
 NEIGHBOURS = {"US": ("US", "CA"), "CA": ("CA", "US"), "GB": ("GB", "GG", "JE", "IM")}      # who share a country code
@@ -79,7 +80,7 @@ class Market:
 
 @functools.cache
 def markets() -> dict[str, Market]:
-    table = yaml.safe_load((Path(__file__).parent / "markets.yaml").read_text(encoding="utf-8"))
+    table = yaml.load((Path(__file__).parent / "markets.yaml").read_text(encoding="utf-8"), LOADER)
     own = {"taj": is_taj, "nino": lambda text: True, "samordningsnummer": is_samordningsnummer}
     return {code: Market(checks=(*(importlib.import_module(f"stdnum.{name}").is_valid for name in row.get("ids", [])), *(own[name] for name in row.get("own", []))),
                          digits=frozenset(row.get("digits", [])), shape=re.compile(rf"(?<![A-Za-z0-9])(?:{row['shape']})(?![A-Za-z0-9])", re.IGNORECASE) if "shape" in row else None,
@@ -127,7 +128,7 @@ IBAN_LENGTHS = {"AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE"
 @functools.cache
 def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """(word → kind, beginning of a word → kind, phrase of several words → kind): what announces which kind of number."""
-    table = yaml.safe_load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"))
+    table = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
     rows = [(kind, str(word).casefold()) for kind in ANNOUNCED for word in table[kind]]
     rows += [(f"id {code}", str(word).casefold()) for code, market in markets().items() for word in market.cues]
     words = {word: kind for kind, word in rows if not word.endswith("*") and " " not in word}
@@ -388,14 +389,14 @@ def _is_phone_number(number: str, region: str | None, judge: Callable) -> bool:
 @functools.cache
 def _may_say_mail() -> re.Pattern:
     """Without one of these words no address is being spelled out."""
-    words = yaml.safe_load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"))
+    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
     return re.compile("|".join(re.escape(word) for word in [" at ", "@", "(at)", "[at]", "{at}", *words["at"][1:]]), re.IGNORECASE)
 
 
 @functools.cache
 def _said_mail() -> re.Pattern:
     """An e-mail address as it is spoken or disguised: "anna dot berg at gmail dot com", "anna [at] post.se", "a n n a @ g m x . d e"."""
-    words = yaml.safe_load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"))
+    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
     at = "|".join(re.escape(word) for word in words["at"])
     dot = "|".join(re.escape(word) for word in words["dot"])
     provider = "|".join(words["providers"])
