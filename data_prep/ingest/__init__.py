@@ -161,8 +161,8 @@ def _oldest(data) -> datetime.datetime | None:
 
 def _unwanted(record: dict, excluded: frozenset[str], oldest: datetime.datetime | None) -> str | None:
     """Why a conversation must not be used, before anything else of it is looked at."""
-    customer = record.get("customer")
-    if excluded and isinstance(customer, dict) and str(customer.get("id")) in excluded:
+    people = [record.get("customer"), *(others if isinstance(others := record.get("agents"), list) else ())]      # a second customer stands with the agents
+    if any(isinstance(person, dict) and str(person.get("id")) in excluded for person in people):
         return "a customer in data.exclude_customers"
     if oldest is None:
         return None

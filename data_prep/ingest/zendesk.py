@@ -83,12 +83,13 @@ def _survey(data) -> Export:
         ticket_id = str(ticket["id"])
         export.latest[ticket_id] = where
         comments = _comments(ticket)
-        if "closed_by_merge" in (ticket.get("tags") or ()):
+        if "closed_by_merge" in (ticket.get("tags") or ()) and ticket.get("status") != "deleted":
             export.merged[ticket_id] = ticket
             targets = [target for comment in comments if (target := _merged_into(comment, ticket_id))]
             export.into |= {ticket_id: targets[-1]} if targets else {}
         for comment in comments:
             export.into |= {source: ticket_id for source in _merged_from(comment) if source != ticket_id}
+    export.into = {source: target for source, target in export.into.items() if source in export.merged}
     return export
 
 
@@ -178,9 +179,9 @@ def _conversation(ticket_id: str, parts: list[dict], people: dict[str, dict]) ->
     return {"id": ticket_id, "messages": messages, "left_out": dict(left_out), "locale": customer.get("locale"),
             "started_at": stamp(min(started, key=moment)) if started else None, "channel": _via(parts[0])[0] or None,
             "customer": {key: customer[key] for key in ("id", "name", "email", "phone") if customer.get(key)},
-            # Everybody in the ticket, so that their names are looked for in what others wrote.
-            "agents": [{key: people[other][key] for key in ("id", "name", "email", "phone") if people[other].get(key)}
-                       for other in sorted(others - {requester}) if other in people]}
+            # Everybody in the ticket: their names are looked for in what others wrote, and any of them may be excluded.
+            "agents": [{key: person[key] for key in ("id", "name", "email", "phone") if person.get(key)}
+                       for other in sorted(others - {requester, str(SYSTEM)}) for person in (people.get(other, {"id": other}),)]}
 
 
 def _when(comment_of_ticket: tuple[dict, dict]) -> float:
@@ -192,15 +193,15 @@ def _side(comment: dict, ticket: dict, people: dict[str, dict]) -> tuple[str | N
     """(role, None), or (None, the reason why this comment is no part of the talk between customer and agent)."""
     channel, source = _via(comment)
     author = str(comment.get("author_id"))
-    if source.get("rel") == "merge" or _merge_notice.search(_text(comment)):
+    role = people.get(author, {}).get("role")
+    known = {str(ticket.get("assignee_id")): "assistant", str(ticket.get("requester_id")): "user"}
+    side = SIDES.get(role) or known.get(author)
+    if source.get("rel") == "merge" or (side != "user" and _merge_notice.search(_text(comment))):
         return None, "a merge notice"
     if channel in AUTOMATIC or source.get("rel") in AUTOMATIC_RELATIONS or author == str(SYSTEM):
         return None, "an automatic reply"
     if comment.get("public") is not True:
         return None, "a private comment"
-    role = people.get(author, {}).get("role")
-    known = {str(ticket.get("assignee_id")): "assistant", str(ticket.get("requester_id")): "user"}
-    side = SIDES.get(role) or known.get(author)
     # A customer's words that reach the helpdesk through a bot's widget are the customer's all the same.
     if role == "bot" or (channel.startswith("answer_bot") and side != "user"):
         return None, "a bot's turn"
