@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.schema import register
 
 FOLDER = Path(__file__).resolve().parent
-_open_key = re.compile(r"^(\w+\.)?(trainer|sft_trainer|full_trainer|architecture|gates)\.\w+=")     # open dictionaries: any key of TRL's may be set
+_open_key = re.compile(r"^(\w+\.)?(trainer|sft_trainer|full_trainer|architecture|gates|columns|roles)\.[\w-]+=")     # open dictionaries: any key may be set
 
 
 class ConfigError(ValueError):

@@ -19,6 +19,13 @@ class Data:
     root: str | None = MISSING            # a folder, for formats that are folders
     conversations: str | None = MISSING   # a file, for formats that are files
     feedback: str | None = MISSING
+    users: str | None = MISSING           # a file of the helpdesk's people, where they are not in the conversations' file
+    actions: str | None = MISSING         # a file of what agents did outside the chat
+    exclude_customers: str | None = MISSING   # a text file with one customer's id a line
+    max_age_days: float | None = MISSING  # conversations that began earlier are left out
+    today: str | None = MISSING           # from when age counts; null is now
+    columns: dict[str, Any] = MISSING     # of tables: our name of a column → theirs, or null
+    roles: dict[str, str] = MISSING       # of tables: their word for who wrote → customer, agent, system, tool, bot, note
     limit: int | None = MISSING           # only the first so many conversations
     max_bad_fraction: float = MISSING     # more unreadable records than this stop the run
 

@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import time
@@ -93,15 +94,21 @@ def imports_of(module: str) -> frozenset[str]:
 
 
 def code_hash(module: str) -> str:
-    """The hash of a module and of every first-party module it imports, transitively: its syntax tree, not its comments."""
+    """The hash of a module and of every first-party module it imports, transitively: its syntax tree, not its comments, and the YAML it names beside it."""
     seen, queue = set(), [module]
     while queue:
         name = queue.pop()
         if name not in seen:
             seen.add(name)
             queue += imports_of(name)
-    trees = {name: ast.dump(ast.parse(module_file(name).read_text(encoding="utf-8"))) for name in sorted(seen)}
-    return hash_value(trees)
+    trees = {name: ast.parse(module_file(name).read_text(encoding="utf-8")) for name in sorted(seen)}
+    tables = {str(path.relative_to(ROOT)): hash_file(path) for name, tree in trees.items() for path in _tables_beside(module_file(name), tree)}
+    return hash_value({**{name: ast.dump(tree) for name, tree in trees.items()}, **tables})
+
+
+def _tables_beside(module: Path, tree: ast.AST) -> list[Path]:
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+\.yaml", node.value)}
+    return [path for name in sorted(named) if (path := module.with_name(name)).is_file()]
 
 
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Stage `prepare`: split, deduplicate, and build what the trainers read.
 
-    sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message
+    sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message that is fit to be learned
     preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin"}: two replies to one prompt
     unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" or "label"}: one reply and what somebody thought of it
     report.json                                 counts, lengths, languages, and every row dropped with the reason
 
 The split is by customer and by true time: train holds the older conversations of most customers; validation and test
 hold customers that train never sees, test their newest. What would put a training customer's later conversations
-into training is dropped and counted.
+into training is dropped and counted. What an agent claims to have done without a record of it, promises of money, and names
+that agents introduce themselves by are no targets for SFT (data_prep/targets.py): left out or rewritten, and counted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
+from data_prep.targets import fit
 
 SPLITS = ("train", "validation", "test")
 SHRINK = 10.0          # ratings of prior belief that a rater is not severe
@@ -72,6 +74,17 @@ def prompts(conversation: Conversation) -> Iterator[tuple[int, list[dict], dict]
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and (message["content"] or message.get("tool_calls")) and any(m["role"] == "user" for m in messages[:index]):
             yield index, messages[:index], message
+
+
+def targets(conversation: Conversation, changes: Counter) -> Iterator[dict]:
+    """SFT's rows of one conversation; `changes` counts what was rewritten or left out."""
+    for index, prompt, sent in prompts(conversation):
+        message, change = fit(prompt, sent)
+        if change:
+            changes[change] += 1
+        if message:
+            yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "topic": conversation.outcome.get("intent"),
+                   "prompt": prompt, "completion": [message]}
 
 
 def severities(ratings: list[Feedback]) -> dict[str, float]:
@@ -135,16 +148,17 @@ def run(config) -> None:
     kept = {split: [c for c in conversations if splits[c.id] == split and c.id not in dropped] for split in SPLITS}
     if not kept["train"]:
         raise StageError(f"no conversation is left for training out of {len(conversations)}: lower prepare.held_out_customers and prepare.newest, or give more data")
-    train_ratings = [n for c in kept["train"] for n in feedback[c.id] if n.kind == "rating"]
+    # A customer's own rating of a conversation is no sign of how severely colleagues judge replies.
+    train_ratings = [n for c in kept["train"] for n in feedback[c.id] if n.kind == "rating" and n.rater_id != "customer"]
     severity = severities(train_ratings)
     with stage_output(config, "prepare") as out:
         report = {"conversations": {split: len(kept[split]) for split in SPLITS}, "dropped": dict(Counter(dropped.values())), "cutoff": cutoff,
                   "languages": dict(Counter(c.locale for c in conversations)), "rows": {}, "severity": {k: round(v, 3) for k, v in severity.items()}}
+        changes = Counter()
         for split in SPLITS:
             mine = kept[split]
             rows = {
-                "sft": [{"conversation_id": c.id, "message_index": i, "locale": c.locale, "topic": c.outcome.get("intent"), "prompt": p, "completion": [m]}
-                        for c in mine for i, p, m in prompts(c)],
+                "sft": [row for c in mine for row in targets(c, changes)],
                 "preferences": [row for c in mine for row in pairs(c, feedback[c.id], severity, settings.min_gap)],
                 "unpaired": [row for c in mine for row in unpaired(c, feedback[c.id])]}
             for kind, made in rows.items():
@@ -152,8 +166,9 @@ def run(config) -> None:
                 report["rows"].setdefault(kind, {})[split] = len(made)
         lengths = sorted(len(json.dumps(c.messages, ensure_ascii=False)) for c in conversations)
         report["characters"] = {q: lengths[min(len(lengths) - 1, int(len(lengths) * f))] for q, f in (("median", 0.5), ("p95", 0.95), ("max", 1.0))}
+        report["targets"] = dict(changes)
         write_jsonl(out / "dropped.jsonl", ({"id": i, "reason": reason} for i, reason in sorted(dropped.items())))
         write_json(out / "report.json", report)
         rows = report["rows"]
         out.summary(f"{len(conversations)} conversations → {sum(rows['sft'].values())} replies, {sum(rows['preferences'].values())} pairs, "
-                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped", **report)
+                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand", **report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from hypothesis import settings
 
 from conf.load import load_config
 from data_prep.company.pack import load_pack
+from data_prep.conversation import write_jsonl
+from data_prep.ingest import Reader
 from serve.engine import Completion, Sampling
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -31,6 +34,26 @@ def config(tmp_path):
     made = load_config([f"run_dir={tmp_path}/run"])
     made.fingerprint = {"seed": 0}
     return made
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A reader of a format over records that are written for it; further data.* settings by name."""
+    def make(name: str, records: list, users: list | None = None, suffix: str = ".jsonl", **data):
+        path = tmp_path / f"export{suffix}"
+        if suffix == ".json":
+            path.write_text(json.dumps(records[0] if len(records) == 1 else records))
+        else:
+            path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+        config = load_config([f"data={name}", f"data.conversations={path}", f"run_dir={tmp_path}/run"])
+        if users:
+            write_jsonl(tmp_path / "users.jsonl", users)
+            config.data.users = str(tmp_path / "users.jsonl")
+        for key, value in {"max_bad_fraction": 1.0, **data}.items():
+            config.data[key] = value
+        return Reader(config)
+
+    return make
 
 
 class ScriptedEngine:

@@ -88,3 +88,12 @@ def test_code_changes_are_seen_through_imports_and_comments_are_not(packages):
     assert code_hash("training.sft") == first, "a module that is not imported reruns nothing"
     (packages / "data_prep/text.py").write_text("def clean(): return 2\n")
     assert code_hash("training.sft") != first
+
+
+def test_a_table_beside_its_module_is_part_of_the_code(packages):
+    (packages / "data_prep/text.py").write_text('def clean(): return open("words.yaml")\n')
+    first = code_hash("training.sft")
+    (packages / "data_prep/words.yaml").write_text("a: 1\n")
+    second = code_hash("training.sft")
+    (packages / "data_prep/words.yaml").write_text("a: 2\n")
+    assert len({first, second, code_hash("training.sft")}) == 3

@@ -101,7 +101,7 @@ def fingerprint(config, stage: Stage, hashes: FileHashes, code: dict[str, str]) 
 
 def _data_files(config) -> list[Path]:
     paths = []
-    for key in ("conversations", "feedback", "root"):
+    for key in ("conversations", "feedback", "users", "actions", "exclude_customers", "root"):
         value = config.data[key]
         if value and not Path(value).exists():
             raise ConfigError(f"data.{key}={value} does not exist: give the path of {'a folder' if key == 'root' else 'a file'}")
