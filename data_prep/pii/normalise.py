@@ -115,7 +115,7 @@ def number_words() -> tuple[dict[str, str], dict[str, int]]:
     """(word → digits, word → how often the next one counts) over all languages: "sju" → "7", "einundzwanzig" → "21", "double" → 2."""
     values: dict[str, str] = {}
     times: dict[str, int] = {}
-    for table in yaml.safe_load((Path(__file__).parent / "digits.yaml").read_text(encoding="utf-8"))["languages"].values():
+    for table in yaml.load((Path(__file__).parent / "digits.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["languages"].values():
         units = [str(forms).casefold().split() for forms in table["digits"]]
         for number, forms in enumerate(units):
             values.update({form: str(number) for form in forms if form not in values})
