@@ -21,7 +21,7 @@ CARDS = [("4", 16), ("51", 16), ("55", 16), ("2221", 16), ("2720", 16), ("37", 1
 
 def found(text: str, locale: str, business: tuple = (), **customer: str) -> list[Span]:
     """What the shipped detectors find in one text of a customer's."""
-    return detect([("user", text)], locale, People.of([customer]), Rules(business=business), fit.load().lexicon)[0]
+    return detect([("user", text)], locale, People.of([customer]), Rules(business=business), fit.load().lexicon(locale))[0]
 
 
 def national_id(market: str, rng: random.Random) -> str:

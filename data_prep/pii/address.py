@@ -7,42 +7,85 @@ import re
 from collections.abc import Iterator
 
 from data_prep.pii.lexicon import phrases
+from data_prep.pii.names import WORD
 
-_number = r"(?:,? ?(?:nr\.?|n°|no\.?|n\.|č\.)? ?\d{1,4}(?: ?[A-Za-z])?(?![\w]))"
-_rest = r"(?:,? (?:[A-Z]{1,2}-)?(?:\d{3} ?\d{2}|\d{4}(?: ?[A-Z]{2})?|\d{2}-\d{3}) [^\W\d_][\w'’-]+)?"          # post code and town
-_uk_postcode = re.compile(r"(?<![\w])(?:[A-Z]{1,2}\d[A-Z\d]?) ?\d[ABD-HJLNP-UW-Z]{2}(?![\w])", re.IGNORECASE)
+REACH = 48          # characters on either side of a house number in which its street stands
+_digit = re.compile(r"\d")
+_house = re.compile(r"(?<![\w.,/:-])\d{1,4}(?: ?[A-Za-z](?!\w))?(?![\w/:-]|[.,]\d)")
+_to_house = re.compile(r",? ?(?:nr\.?|n°|nº|no\.?|n\.|č\.|num\.)? ?|\.? ")
+_rest = re.compile(r",? (?:[A-Z]{1,2}-)?(?:\d{3} ?\d{2}|\d{4}(?: ?[A-Z]{2})?|\d{2}-\d{3}) [^\W\d_][\w'’-]+")          # post code and town
+_uk_postcode = re.compile(r"(?<!\w)(?:[A-Z]{1,2}\d[A-Z\d]?) ?\d[ABD-HJLNP-UW-Z]{2}(?!\w)", re.IGNORECASE)
+_small = {"de", "la", "le", "les", "du", "des", "del", "della", "dei", "di", "da", "do", "dos", "das", "van", "der", "den", "het", "of", "the", "el", "los", "las", "l", "d", "al", "san", "e", "y", "i", "na", "af", "und"}
 
 
 @functools.cache
-def _patterns() -> tuple[re.Pattern, re.Pattern, re.Pattern]:
-    def words(kind: str) -> str:
-        every = {word for table in phrases().values() for word in table.get(kind, [])}
-        return "|".join(re.escape(word) for word in sorted(every, key=len, reverse=True)) or r"(?!)"
+def street_words() -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
+    """(endings of a street's own word, words that come last, words that come first)."""
+    def every(kind: str) -> frozenset[str]:
+        return frozenset(word.strip(".") for table in phrases().values() for word in table.get(kind, []))
 
-    name = r"[^\W\d_][\w'’.-]*"
-    joined = re.compile(rf"(?<!\w)(?:{name} ){{0,1}}[^\W\d_]{{2,20}}(?:{words('streets_joined')}){_number}{_rest}", re.IGNORECASE)
-    after = re.compile(rf"(?<!\w)(?:\d{{1,4}}[A-Za-z]? (?:{name} ){{1,3}}(?:{words('streets_after')})(?!\w)|(?-i:[^\W\d_a-zß-ÿ][\w'’-]+ ){{1,3}}(?:{words('streets_after')}){_number}){_rest}", re.IGNORECASE)
-    before = re.compile(rf"(?<!\w)(?:\d{{1,4}},? )?(?:{words('streets_before')})\.? (?:{name} ){{0,4}}{name}{_number}{_rest}"
-                        rf"|(?<!\w)\d{{1,4}},? (?:{words('streets_before')}) (?:{name} ){{0,3}}{name}", re.IGNORECASE)
-    return joined, after, before
-
-
-_digit = re.compile(r"\d")
+    before = frozenset(word for word in every("streets_before") if len(word) > 2 or word in ("ul", "al", "pl", "av", "bd"))
+    return tuple(word for word in every("streets_joined") if len(word) > 2), every("streets_after"), before
 
 
 def addresses(seen: str, market: str | None) -> Iterator[tuple[int, int]]:
     """Where a street with its number stands, with post code and town where they follow."""
-    windows = []
-    for match in _digit.finditer(seen):          # a number is part of every address: look only around numbers
-        low, high = max(0, match.start() - 60), min(len(seen), match.end() + 60)
-        if windows and low <= windows[-1][1]:
-            windows[-1][1] = high
-        else:
-            windows.append([low, high])
-    for low, high in windows:
-        for pattern in _patterns():
-            for match in pattern.finditer(seen, low, high):
-                yield match.span()
+    for match in _house.finditer(seen):
+        start, end = match.span()
+        begin = _street_before_number(seen, start)
+        if begin is not None:
+            yield begin, _with_town(seen, end)
+        stop = _street_after_number(seen, end)
+        if stop is not None:
+            yield start, _with_town(seen, stop)
     if market == "GB":
         for match in _uk_postcode.finditer(seen):
             yield match.span()
+
+
+def _street_before_number(seen: str, number: int) -> int | None:
+    """Where the street begins whose house number stands at `number`: "Lindenstraße 7", "Church Lane 7", "rue de la Paix 7"."""
+    joined, after, before = street_words()
+    words = [m for m in WORD.finditer(seen, max(0, number - REACH), number) if "\n" not in seen[m.end():number]][-6:]
+    while words and words[-1].group().casefold() in ("nr", "n", "no", "č", "num"):
+        words.pop()
+    if not words or _to_house.fullmatch(seen, words[-1].end(), number) is None:
+        return None
+    last = words[-1].group().casefold()
+    if last.endswith(joined) and last not in joined and len(last) > 5:
+        return words[-1].start()
+    if last in after and len(words) > 1 and not _digit.search(seen, words[-2].end(), number):
+        first = len(words) - 1
+        while first and words[first - 1].group()[0].isupper() and len(words) - first < 4 and seen[words[first - 1].end():words[first].start()] == " ":
+            first -= 1
+        return words[first].start() if first < len(words) - 1 else None
+    for place in range(len(words) - 2, -1, -1):
+        if words[place].group().casefold() in before and not _digit.search(seen, words[place].end(), number):
+            between = words[place + 1:]
+            if len(between) <= 2 or all(word.group()[0].isupper() or word.group().casefold() in _small for word in between):
+                return words[place].start()
+    return None
+
+
+def _street_after_number(seen: str, number_end: int) -> int | None:
+    """Where the street ends that begins right behind a house number: "14 Church Lane", "12, rue de la Paix"."""
+    _, after, before = street_words()
+    words = list(WORD.finditer(seen, number_end, number_end + REACH))[:6]
+    if not words or seen[number_end:words[0].start()] not in (" ", ", "):
+        return None
+    for place in range(1, min(4, len(words))):
+        if seen[words[place - 1].end():words[place].start()] != " ":
+            break
+        if words[place].group().casefold() in after and (words[0].group()[0].isupper() or place == 1):
+            return words[place].end()
+    if words[0].group().casefold() in before:
+        stop = 0
+        while stop + 1 < len(words) and seen[words[stop].end():words[stop + 1].start()] in (" ", ". ", "'", "-", "’") and (words[stop + 1].group()[0].isupper() or words[stop + 1].group().casefold() in _small or stop == 0):
+            stop += 1
+        return words[stop].end() if stop else None
+    return None
+
+
+def _with_town(seen: str, end: int) -> int:
+    match = _rest.match(seen, end)
+    return match.end() if match else end

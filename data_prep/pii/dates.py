@@ -1,7 +1,7 @@
 """Dates in a text, and the same dates some weeks earlier or later, in the format in which they were written.
 
 All dates of a conversation move by one number of whole weeks: weekdays and intervals stay true, the day itself does not.
-Month names are Babel's (Unicode CLDR), in the languages of `names.yaml`.
+Month names are Babel's (Unicode CLDR), in the conversation's language and in English.
 """
 
 from __future__ import annotations
@@ -11,54 +11,48 @@ import functools
 import re
 from collections.abc import Iterator
 
-from data_prep.pii.lexicon import phrases
-
 _iso = r"(?P<iy>(?:19|20)\d\d)-(?P<im>0\d|1[0-2])-(?P<id>[0-2]\d|3[01])"
 _numeric = r"(?P<n1>\d{1,2})(?P<sep>[./-])(?P<n2>\d{1,2})(?P=sep)(?P<ny>(?:19|20)\d\d|\d\d)(?!\d)"
 
 
 @functools.cache
-def months() -> tuple[dict[str, tuple[str, str, int]], dict[tuple[str, str], dict[int, str]]]:
-    """(name in small letters → (language, form, month), (language, form) → month → name)."""
-    from babel import Locale
+def months(language: str) -> dict[str, tuple[int, dict[int, str]]]:
+    """Name in small letters → (month, all names of its kind), in a language and in English."""
+    from babel import Locale, UnknownLocaleError
 
-    by_name: dict[str, tuple[str, str, int]] = {}
-    tables: dict[tuple[str, str], dict[int, str]] = {}
-    for language in sorted(phrases(), key=lambda code: (code != "en", code)):
-        names = Locale.parse({"no": "nb"}.get(language, language)).months
-        for context in ("format", "stand-alone"):
-            for width in ("wide", "abbreviated"):
-                table = {month: name.strip(".") for month, name in names[context][width].items()}
-                tables[language, f"{context} {width}"] = table
-                for month, name in table.items():
-                    if any(c.isalpha() for c in name) and len(name) > 2 and not any(c.isdigit() for c in name):
-                        by_name.setdefault(name.casefold(), (language, f"{context} {width}", month))
-    return by_name, tables
-
-
-@functools.cache
-def pattern() -> re.Pattern:
-    names = "|".join(re.escape(name) for name in sorted(months()[0], key=len, reverse=True))
-    ordinal = r"(?:st|nd|rd|th|er|ème|:e|:a|\.|º|ª)?"
-    worded = rf"(?P<wd>\d{{1,2}}){ordinal} (?:of |de |d['’])?(?P<wm>{names})\b\.?(?:(?:,| de| of)? (?P<wy>(?:19|20)\d\d))?"
-    month_first = rf"(?<!\w)(?P<mm>{names})\.? (?P<md>\d{{1,2}}){ordinal}(?!\d)(?:,? (?P<my>(?:19|20)\d\d))?"
-    return re.compile(rf"(?<![\w.,/-])(?:{_iso}|{_numeric}|{worded}|{month_first})", re.IGNORECASE)
+    by_name: dict[str, tuple[int, dict[int, str]]] = {}
+    for code in dict.fromkeys(({"no": "nb"}.get(language, language), "en")):
+        try:
+            names = Locale.parse(code).months
+        except (UnknownLocaleError, ValueError):
+            continue
+        for table in (names[context][width] for context in ("format", "stand-alone") for width in ("wide", "abbreviated")):
+            kind = {month: name.strip(".") for month, name in table.items()}
+            for month, name in kind.items():
+                if len(name) > 2 and name.isalpha():
+                    by_name.setdefault(name.casefold(), (month, kind))
+    return by_name
 
 
-_worth_a_look = re.compile(r"\d[-./]\d|\d[.:º]?\w{0,3} \w|\w \d")
+_ordinal = r"(?:st|nd|rd|th|er|ème|:e|:a|\.|º|ª)?"
+_name = r"[^\W\d_]{3,}"
+PATTERNS = (
+    re.compile(rf"(?<![\w.,/-])(?:{_iso}|{_numeric})"),
+    re.compile(rf"(?<![\w.,/-])(?P<wd>\d{{1,2}}){_ordinal} (?:of |de |d['’])?(?P<wm>{_name})\b\.?(?:(?:,| de| of)? (?P<wy>(?:19|20)\d\d))?"),
+    re.compile(rf"(?<!\w)(?P<mm>{_name})\.? (?P<md>\d{{1,2}}){_ordinal}(?!\w)(?:,? (?P<my>(?:19|20)\d\d))?"))
 
 
-def dates(seen: str) -> Iterator[tuple[int, int]]:
+def dates(seen: str, locale: str) -> Iterator[tuple[int, int]]:
     """Where dates stand that a calendar has."""
-    if _worth_a_look.search(seen):
-        for match in pattern().finditer(seen):
-            if _read(match, "", 2000) is not None:
+    for pattern in PATTERNS:
+        for match in pattern.finditer(seen):
+            if _read(match, locale, 2000) is not None:
                 yield match.span()
 
 
 def shifted(text: str, weeks: int, locale: str, year: int) -> str | None:
     """The date that `text` writes, `weeks` later, written the same way; None where it is no date. year: where the text has none."""
-    match = pattern().fullmatch(text)
+    match = next((found for pattern in PATTERNS if (found := pattern.fullmatch(text))), None)
     read = match and _read(match, locale, year)
     if read is None:
         return None
@@ -73,8 +67,7 @@ def shifted(text: str, weeks: int, locale: str, year: int) -> str | None:
         old = match.group(name)
         value = new[what]
         if what == "month" and not old.isdigit():
-            language, form, _ = months()[0][old.casefold()]
-            value = months()[1][language, form][value]
+            value = months(locale.split("-")[0])[old.casefold()][1][value]
             value = value.upper() if old.isupper() else value.capitalize() if old[0].isupper() else value.lower()
         elif what == "year":
             value = value[-len(old):]
@@ -98,7 +91,12 @@ def _read(match: re.Match, locale: str, year: int) -> tuple[datetime.date, dict[
         parts = {"mm": "month", "md": "day"} | ({"my": "year"} if "my" in got else {})
     values = {"year": year}
     for name, what in parts.items():
-        values[what] = int(got[name]) if got[name].isdigit() else months()[0][got[name].casefold()][2]
+        if got[name].isdigit():
+            values[what] = int(got[name])
+        elif (known := months(locale.split("-")[0]).get(got[name].casefold())) is None:
+            return None
+        else:
+            values[what] = known[0]
     if values["year"] < 100:
         values["year"] += 2000 if values["year"] < 50 else 1900
     try:

@@ -94,7 +94,7 @@ def detect(texts: list[tuple[str, str]], locale: str, people: known.People, rule
     found += _answers(document, lexicon)
     if recognise is not None:
         found += [(document.starts[i] + a, document.starts[i] + b, kind, "model") for i, spans in enumerate(recognise([s.text for s in document.shadows], locale.split("-")[0])) for a, b, kind in spans]
-    found += [(start, end, "date", "pattern") for start, end in dates.dates(seen)]
+    found += [(start, end, "date", "pattern") for start, end in dates.dates(seen, locale)]
     found += _keep(seen, rules, found)
     found += _again(seen, _without_overlaps(seen, found), lexicon)
     spans: list[list[Span]] = [[] for _ in texts]

@@ -16,13 +16,13 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.artifacts import StageError
 from data_prep.conversation import Conversation, write_json
 from data_prep.pii.known import People
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, build_cues, build_words, listed_names, phrases, shipped_words
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, build_cues, build_words, frequencies, listed_names, phrases, shipped_words
 from data_prep.pii.names import Turn, cues, features, is_candidate, sentence_key, turn_of
 from data_prep.pii.normalise import shadow
 
@@ -42,10 +42,18 @@ Labelled = tuple[list[list[str]], list[str]]       # features and labels ("N" or
 class Fit:
     """A fitted artefact, loaded."""
 
-    lexicon: Lexicon
+    base: Lexicon
     quantiles: list[str] = field(default_factory=list)      # started_at of the archive, ISO 8601
     digest: str = ""
+    by_language: dict[str, Lexicon] = field(default_factory=dict)
     cells: frozenset[str] | None = None                     # combinations of market, intent and month that enough customers share
+
+    def lexicon(self, locale: str = "en") -> Lexicon:
+        """What is known of words in the language of a locale."""
+        language = locale.split("-")[0]
+        if language not in self.by_language:
+            self.by_language[language] = replace(self.base, language=language, cache={})
+        return self.by_language[language]
 
     def generalised(self, conversation: Conversation) -> tuple[dict, str | None]:
         """(outcome, month) with as much of intent and month as at least k customers share (k-anonymity, Sweeney 2002).
@@ -86,7 +94,7 @@ def load(folder: Path = SHIPPED, company: Iterable[str] = (), hold_out: bool = F
     lexicon = Lexicon(words=build_words(hold_out, facts["words"]), cues=table, particles=particles, slots=frozenset(facts["slots"]), tagger=tagger,
                       company=frozenset(word.casefold() for name in company for word in name.split()))
     digest = hashlib.sha256((folder / "fit.json").read_bytes() + (folder / "names.crfsuite").read_bytes()).hexdigest()[:16]
-    return Fit(lexicon, facts["quantiles"], digest, frozenset(facts["cells"]) if facts["cells"] is not None else None)
+    return Fit(lexicon, facts["quantiles"], digest, cells=frozenset(facts["cells"]) if facts["cells"] is not None else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,8 +113,8 @@ def _misspelt(word: str, rng: random.Random) -> str:
     return rng.choice([word[:place] + word[place + 1:], word[:place] + word[place + 1] + word[place] + word[place + 2:], word[:place] + word[place] + word[place:]])
 
 
-def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterator[tuple[str, list[str], bool, bool]]:
-    """Yield (text, names in it, said by an agent, asked for a name) in all languages.
+def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterator[tuple[str, str, list[str], bool, bool]]:
+    """Yield (language, text, names in it, said by an agent, asked for a name) in all languages.
 
     A third holds no name but ordinary words, misspelt ones, places and brands, so that what is merely unknown is no name.
     """
@@ -116,7 +124,9 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
     languages = sorted(tables)
     large = [language for language in ("en", "de", "fr", "es", "it", "nl", "sv", "pl", "pt", "da", "no", "fi") if language in tables]
     people = {language: _names_of(language, hold_out) for language in languages}
-    words = {language: sorted(common) for language, (common, _) in shipped_words().items()}
+    names = {part.casefold() for lists in listed_names() for listed in lists.values() for name in listed for part in name.split()}
+    words = {language: [*sorted(common) * 4, *sorted(word for word, zipf in frequencies(language).items() if zipf >= 3.2 and word.isalpha() and len(word) > 2 and word not in names)]
+             for language, (common, _) in shipped_words().items()}
     places = sorted({zone["city"] for zone in Locale.parse("en").time_zones.values() if "city" in zone} | {n for n in Locale.parse("en").territories.values() if " " not in n})
     brands = ["".join(parts) for parts in zip(rng.choices(["Nor", "Vel", "Tin", "Cas", "Lum", "Oak", "Fjo", "Mar", "Pin", "Zal", "Kla", "Bri", "Hum", "Tec", "Sol", "Ald", "Bex", "Dro"], k=300), rng.choices(["dhus", "ora", "dra", "sia", "o", "land", "by", "sol", "crest", "ando", "rna", "ndle", "ax", "ify", "mart", "ora", "on", "ica"], k=300), strict=True)]
     for _ in range(count):
@@ -132,16 +142,18 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
                 place = rng.randrange(len(said))
                 odd = rng.random()
                 said[place] = rng.choice(places) if odd < 0.2 else rng.choice(brands) if odd < 0.35 else _misspelt(said[place], rng) if len(said[place]) > 3 else said[place]
+            if language == "de":
+                said = [word.capitalize() if rng.random() < 0.35 else word for word in said]
             text = " ".join(said)
             return text[:1].upper() + text[1:] if rng.random() < 0.5 else text
 
         name = rng.choice([rng.choice(first)] * 3 + [f"{rng.choice(first)} {rng.choice(last)}"] * 2 + [rng.choice(last)])
         draw, by_agent, asked = rng.random(), rng.random() < 0.4, False
-        names = [name]
+        people_named = [name]
         if draw < 0.3:
-            text, names = f"{prose(2, 9)}{rng.choice(['.', '?', '!', ''])} {prose(0, 4)}".strip(), []
+            text, people_named = f"{prose(2, 9)}{rng.choice(['.', '?', '!', ''])} {prose(0, 4)}".strip(), []
         elif draw < 0.34:
-            text, names = rng.choice([some("greets"), f"{some('greets')} {prose(1, 4)}", f"{some('thanks')} {prose(0, 3)}", f"{some('introduces')} {prose(1, 4)}", prose(1, 1)]), []
+            text, people_named = rng.choice([some("greets"), f"{some('greets')} {prose(1, 4)}", f"{some('thanks')} {prose(0, 3)}", f"{some('introduces')} {prose(1, 4)}", prose(1, 1)]), []
         elif draw < 0.46:
             text = f"{some('greets').capitalize()} {rng.choice(['', '', some('titles') + ' '])}{name}{rng.choice(['', ',', '!', '.'])} {prose(0, 6)}"
         elif draw < 0.52:
@@ -162,10 +174,10 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
             text = f"{prose(1, 5)} {name} {prose(0, 5)}"
         roll = rng.random()
         if roll < 0.35:
-            text, names = text.lower(), [n.lower() for n in names]
+            text, people_named = text.lower(), [n.lower() for n in people_named]
         elif roll < 0.37:
-            text, names = text.upper(), [n.upper() for n in names]
-        yield text.strip(), names, by_agent, asked
+            text, people_named = text.upper(), [n.upper() for n in people_named]
+        yield language, text.strip(), people_named, by_agent, asked
 
 
 def _labels(turn: Turn, names: Iterable[str]) -> list[str]:
@@ -174,16 +186,17 @@ def _labels(turn: Turn, names: Iterable[str]) -> list[str]:
     return ["N" if word in pieces and is_candidate(turn, i) else "O" for i, word in enumerate(turn.lower)]
 
 
-def made_up(lexicon: Lexicon, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
-    """Training data without an archive. Half of the listed names are made to look unlisted."""
+def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
+    """Training data without an archive. Half of the listed names and a fifth of the ordinary words are made to look unlisted."""
     rng = random.Random(seed)
-    names = sorted(word for word, flags in lexicon.words.items() if flags & (FIRST | LAST))
+    names = sorted(word for word, flags in fit.base.words.items() if flags & (FIRST | LAST))
     hidden = frozenset(rng.sample(names, len(names) // 2))
-    for text, people, by_agent, asked in sentences(rng, count, hold_out):
-        turn = turn_of(text, 0, len(text), by_agent, lexicon, asked)
-        # A hidden name is not "unlisted and a candidate anyway": its flags go, as they would be missing for a new name.
+    for language, text, people, by_agent, asked in sentences(rng, count, hold_out):
+        turn = turn_of(text, 0, len(text), by_agent, fit.lexicon(language), asked)
+        # A hidden name has no flags, as a new one would have none.
         turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
-        yield features(turn, cues(turn, lexicon)), _labels(turn, people)
+        turn.flags = [0 if flags == ORDINARY and rng.random() < 0.4 else flags for flags in turn.flags]
+        yield features(turn, cues(turn, fit.base)), _labels(turn, people)
 
 
 def train(data: Iterable[Labelled], path: Path, iterations: int = 60) -> None:
@@ -234,7 +247,7 @@ class Learner:
             if len(mine) < k:
                 mine.add(customer)
         known = frozenset(People.of([conversation.customer, *conversation.agents]).parts)
-        lexicon, small, large, named = self.base.lexicon, set(), set(), set()
+        lexicon, small, large, named = self.base.lexicon(conversation.locale), set(), set(), set()
         for message in conversation.messages:
             if message["role"] not in ("user", "assistant"):
                 continue
@@ -268,7 +281,7 @@ class Learner:
 
     def words(self) -> dict[str, int]:
         """Words that the archive uses as ordinary ones. A listed name must be far more common than names are, and not stand where names stand."""
-        known = self.base.lexicon.words
+        known = self.base.base.words
         ordinary = {}
         for word in self.lower.keys() | self.upper.keys():
             count, as_name = self.lower[word] + self.upper[word], self.named[word]
@@ -291,7 +304,7 @@ class Learner:
         mine = [labelled for _, labelled in sorted(self.turns.items())[:FROM_ARCHIVE]]
         # The shipped tagger is good enough where the archive knows nobody by name; with known people it learns from them.
         if mine:
-            train([*made_up(self.base.lexicon, seed, SENTENCES // 2), *mine], folder / "names.crfsuite")
+            train([*made_up(self.base, seed, SENTENCES // 2), *mine], folder / "names.crfsuite")
         else:
             (folder / "names.crfsuite").write_bytes((SHIPPED / "names.crfsuite").read_bytes())
 
@@ -300,8 +313,8 @@ def ship(folder: Path = SHIPPED, hold_out: bool = False) -> None:
     """Train the tagger that ships with the project; hold_out: on four of five names, to measure on the fifth."""
     folder.mkdir(parents=True, exist_ok=True)
     table, particles = build_cues()
-    lexicon = Lexicon(words=build_words(hold_out), cues=table, particles=particles)
-    train(made_up(lexicon, 0, SENTENCES, hold_out), folder / "names.crfsuite")
+    fit = Fit(Lexicon(words=build_words(hold_out), cues=table, particles=particles))
+    train(made_up(fit, 0, SENTENCES, hold_out), folder / "names.crfsuite")
     write_json(folder / "fit.json", {"words": {}, "slots": [], "quantiles": [], "cells": None, "conversations": 0})
 
 

@@ -1,7 +1,6 @@
 """What the name detector knows about words: names, ordinary words, the phrases around names, and a trained tagger.
 
-Names come from Faker's lists of some 80 countries, ordinary words from `common_words.yaml`, Faker's texts and Babel's
-calendars, and, once `fit` has seen an archive, from the archive itself. Nothing here is about a particular customer:
+Names come from Faker's lists of some 80 countries, ordinary words from `common_words.yaml` and Faker's texts, and, once `fit` has seen an archive, from the archive itself. Nothing here is about a particular customer:
 what `fit` adds occurred in the conversations of at least `MIN_CUSTOMERS` different ones.
 """
 
@@ -11,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import pkgutil
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from data_prep.pii.structured import announcing
 
 HERE = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-COMMON, FIRST, LAST = 1, 2, 4        # what a word is; a word can be several
+COMMON, FIRST, LAST, ORDINARY = 1, 2, 4, 8        # what a word is; a word can be several. ORDINARY: by its frequency alone
 CUES = ("introduces", "speaks_to", "greets", "thanks", "signs_off", "titles", "relatives", "asks", "follows", "moves")
 # Written without capitals or with blanks inside in Faker's lists, or no names of persons at all.
 NO_LISTS = {"ja_JP", "ko_KR", "zh_CN", "zh_TW", "th_TH"}
@@ -31,40 +31,79 @@ def plain(word: str) -> str:
     """A word without diacritics, in small letters: "Åsa" → "asa", "Łukasz" → "lukasz", "Sørensen" → "sorensen"."""
     if word.isascii():
         return word.casefold()
-    taken_off = "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
-    return taken_off.translate(_STROKES)
+    return _marks.sub("", unicodedata.normalize("NFKD", word.casefold())).translate(_STROKES)
 
 
+_marks = re.compile("[\u0300-\u036f]+")
 _STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ı": "i"})
 
 
 @dataclass
 class Lexicon:
-    """words: word in small letters → COMMON | FIRST | LAST. cues: first word → [(further words, kind of cue)]. slots: hashes of
-    agent sentences whose gap holds a name. tagger: a pycrfsuite.Tagger or None. company: words that are never a name."""
+    """What is known of the words of one language (`own`: word → Zipf frequency) by one artefact.
+
+    words: word in small letters → COMMON | FIRST | LAST. cues: first word → [(further words, kind of cue)]. slots: hashes of
+    agent sentences whose gap holds a name. tagger: a pycrfsuite.Tagger or None. company: words that are never a name.
+    """
 
     words: dict[str, int]
     cues: dict[str, list[tuple[tuple[str, ...], str]]]
     particles: frozenset[str]
+    language: str = "en"
     slots: frozenset[str] = frozenset()
     tagger: object | None = None
     company: frozenset[str] = frozenset()
-    threshold: float = 0.35
+    threshold: float = 0.5
     cache: dict[str, int] = field(default_factory=dict)
 
     def flags(self, word: str) -> int:
         """What a word in small letters is; 0 where nobody knows it."""
         known = self.cache.get(word)
         if known is None:
-            known = self.words.get(word, 0)
-            if not known and not word.isascii():
-                known = self.words.get(plain(word), 0)
-            if not known and "-" in word:          # Anne-Marie, Åsa-Karin
-                parts = [self.flags(part) for part in word.split("-") if part]
-                known = functools.reduce(lambda a, b: a | b, parts, 0) if all(parts) else 0
-            self.cache[word] = COMMON if word in self.company else known
-            known = self.cache[word]
+            known = self.cache[word] = COMMON if word in self.company else self._flags(word)
         return known
+
+    def _flags(self, word: str) -> int:
+        known = self.words.get(word, 0)
+        if not known and not word.isascii():
+            known = self.words.get(plain(word), 0)
+        if known & COMMON:
+            return known
+        zipf, witnesses = profile(word, self.language)
+        if zipf >= 3.8 and witnesses <= 1:             # a word of this language that hardly another one has: no name, or not only
+            return known | COMMON
+        if not known and ("-" in word or "'" in word or "’" in word):          # Anne-Marie, l'étiquette
+            parts = [self.flags(part) if len(part) > 2 else COMMON for part in re.split("['’-]", word) if part]
+            known = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
+            known = known & ~COMMON if known & (FIRST | LAST) else known
+        if not known and zipf >= 3 and witnesses <= 1:
+            return ORDINARY
+        return known
+
+
+WITNESSES = ("en", "de", "fr", "es", "pl", "fi", "hu", "tr")
+NEAR_LANGUAGES = {"no": "nb", "hr": "sh", "sr": "sh", "gl": "pt", "eu": "es", "et": "fi", "ga": "en", "mt": "it", "sq": "en"}
+
+
+@functools.cache
+def frequencies(language: str) -> dict[str, float]:
+    """Word → Zipf frequency (log10 of occurrences in a billion words; van Heuven et al. 2014) by wordfreq's small list."""
+    import wordfreq
+
+    try:
+        bins = wordfreq.get_frequency_list(NEAR_LANGUAGES.get(language, language), "small")
+    except LookupError:
+        return {}
+    return {word: 9 - place / 100 for place, words in enumerate(bins) for word in words}
+
+
+def profile(word: str, language: str) -> tuple[float, int]:
+    """(Zipf frequency in the language or in English, in how many other languages it is no rare word).
+
+    Names travel, words do not: "lukas" is known in eight languages, "Lieferung" in one.
+    """
+    zipf = frequencies(language).get(word, 0.0) or (frequencies("en").get(word, 0.0) if language != "en" else 0.0)
+    return zipf, sum(frequencies(other).get(word, 0.0) >= 3 for other in WITNESSES if other != language)
 
 
 def is_held_out(name: str) -> bool:
@@ -105,19 +144,13 @@ def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
 
 @functools.cache
 def _ordinary_words() -> frozenset[str]:
-    """Words of everyday texts and calendars that are in no list of ours."""
+    """Words of everyday texts that are in no list of ours."""
     import faker.providers.lorem as lorem
-    from babel import Locale
 
     words: set[str] = set()
     for module in pkgutil.iter_modules(lorem.__path__):
         if module.name not in ("la", "en_PH", "he_IL", *NO_LISTS):          # mock Latin
             words |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{module.name}").Provider.word_list}
-    for language in phrases():
-        locale = Locale.parse({"no": "nb"}.get(language, language))
-        for names in (locale.months, locale.days):
-            words |= {part.strip(".").casefold() for width in ("wide", "abbreviated") for name in names["format"][width].values() for part in name.split()}
-        words |= {word.casefold() for name in (*locale.territories.values(), *locale.languages.values()) for word in name.split() if word.isalpha() and len(word) > 3}
     return frozenset(words)
 
 

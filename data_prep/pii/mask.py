@@ -66,7 +66,7 @@ class Masker:
 
     def _apply(self, conversation: Conversation, edits: list[str]) -> Masked:
         persons = [conversation.customer, *conversation.agents]
-        people, lexicon = People.of(persons), self.fit.lexicon
+        people, lexicon = People.of(persons), self.fit.lexicon(conversation.locale)
         texts = [*texts_of(conversation.messages), *(("assistant", edit) for edit in edits)]
         found = detect(texts, conversation.locale, people, self.rules, lexicon, self.recognise)
         stand_in = self._stand_ins(conversation, people, found)
@@ -90,7 +90,7 @@ class Masker:
         scope = conversation.customer.get("id") if self.scope == "customer" else None
         known = {str(value).casefold(): f"{who}.{key}" for who, person in (*(("agent", agent) for agent in conversation.agents), ("customer", conversation.customer))
                  for key, value in person.items() if key != "id" and isinstance(value, str)}
-        surrogates = Surrogates(self.key, str(scope or conversation.id), conversation.locale, self.fit.lexicon, taken, self.mode, known, people.parts)
+        surrogates = Surrogates(self.key, str(scope or conversation.id), conversation.locale, self.fit.lexicon(conversation.locale), taken, self.mode, known, people.parts)
         weeks = weeks_of(self.key, conversation.id)
         year = int(conversation.started_at[:4]) if re.match(r"\d{4}", conversation.started_at or "") else datetime.date.today().year
         for spans in found:                     # long ones first, so that "ending in 1234" finds the card it is the end of

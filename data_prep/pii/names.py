@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, profile
 
 WORD = re.compile(r"[^\W\d_]+(?:['’ʼ-][^\W\d_]+)*")
 STRONG = {"introduces", "speaks_to", "titles", "relatives", "asks", "slot"}
@@ -30,6 +30,7 @@ class Turn:
     flags: list[int]
     by_agent: bool
     asked: bool = False         # the other side has just asked for a name
+    language: str = "en"
     shouts: bool = False        # there is no small letter at all
 
 
@@ -43,7 +44,7 @@ def turn_of(text: str, start: int, end: int, by_agent: bool, lexicon: Lexicon, a
     gaps.append(text[position:end])
     lower = [word.casefold() for word in words]
     flags = lexicon.flags
-    return Turn(words, lower, spans, gaps, [flags(word) for word in lower], by_agent, asked, not any(word.islower() for word in words))
+    return Turn(words, lower, spans, gaps, [flags(word) for word in lower], by_agent, asked, lexicon.language, not any(word.islower() for word in words))
 
 
 def is_candidate(turn: Turn, i: int) -> bool:
@@ -51,7 +52,9 @@ def is_candidate(turn: Turn, i: int) -> bool:
     flags, word = turn.flags[i], turn.words[i]
     if flags == COMMON or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
         return False
-    return bool(flags) or (len(word) > 2 or word[0].isupper())
+    if flags == ORDINARY:
+        return word[0].isupper() and i > 0 and turn.language != "de"
+    return bool(flags) or len(word) > 2 or word[0].isupper()
 
 
 def cues(turn: Turn, lexicon: Lexicon) -> dict[int, str]:
@@ -103,7 +106,9 @@ def features(turn: Turn, cue: dict[int, str], hidden: frozenset[str] = frozenset
         after = "$" if i + 1 == count else _seen(turn, i + 1)
         before2 = "^" if i < 2 else _seen(turn, i - 2)
         after2 = "$" if i + 2 >= count else _seen(turn, i + 2)
-        row = ["b", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
+        zipf, witnesses = profile(lower, turn.language)
+        seen = f"{int(zipf * 2) / 2 if zipf >= 2.5 else 0}w{min(witnesses, 4)}"
+        row = ["b", f"f={seen}", f"f={seen} g={listed}", f"f={seen} s={shape} {turn.language == 'de'}", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
                f"-1={before}", f"+1={after}", f"-2={before2}|{before}", f"+2={after}|{after2}", f"around={before}|{after}",
                f"3={lower[-3:]}", f"2={lower[-2:]}", f"p2={lower[:2]}", f"z={min(len(lower), 9)}", f"k={cue.get(i, '')}", f"k={cue.get(i, '')} g={listed} s={shape}", f"a={turn.asked:d} n={min(count, 4)}"]
         if i and turn.gaps[i].strip():
@@ -164,7 +169,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str]) -> str | None:
         return "slot"
     if kind in STRONG and (is_listed or (is_capital and not flags & COMMON)):
         return "cue"
-    if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and (is_capital or not flags & COMMON):
+    if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and not flags & COMMON:
         return "cue"
     if kind in ("greets", "signs_off", "follows") and is_capital and not flags:
         return "cue"
