@@ -54,7 +54,7 @@ def names_known(seed: int = 0, n: int = 40) -> Iterator[dict]:
             while True:
                 language = rng.choice(list(words["name_carriers"]))
                 first, last = person(rng, language)
-                if not (variant in ("one typo", "spaced out") and min(len(first), len(last)) < 5 or variant in ("no diacritics", "decomposed") and (first + last).isascii()):
+                if not ((variant in ("one typo", "spaced out") and min(len(first), len(last)) < 5) or (variant in ("no diacritics", "decomposed") and (first + last).isascii())):
                     break
             title = rng.choice(TITLES[language])
             written = mark("name", write(first, last, rng)) if variant != "with title" else f"{title} {mark('name', last)}"

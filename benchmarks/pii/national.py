@@ -72,7 +72,7 @@ def fi(rng):
 def de(rng):
     def draw():
         kept = rng.sample("0123456789", 9)
-        body = kept + [rng.choice(kept)]
+        body = [*kept, rng.choice(kept)]
         rng.shuffle(body)
         number = "".join(body)
         return number + mod_11_10.calc_check_digit(number)

@@ -63,8 +63,8 @@ def card(rng: random.Random, brand: str | None = None, length: int | None = None
 
 
 def card_groups(number: str) -> list[str]:
-    """In the groups that are printed on the card."""
-    return chunks(number, *{15: (4, 6, 5), 14: (4, 6, 4)}.get(len(number), (4,)))
+    """In the groups that are printed on the card: Amex and Diners 4-6-rest, all others fours."""
+    return chunks(number, *((4, 6, 5) if number[:1] == "3" and len(number) < 16 else (4,)))
 
 
 def iban(rng: random.Random, country: str) -> str:
