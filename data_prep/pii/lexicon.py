@@ -42,7 +42,8 @@ _STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"
 class Lexicon:
     """What is known of the words of one language (`own`: word → Zipf frequency) by one artefact.
 
-    words: word in small letters → COMMON | FIRST | LAST. cues: first word → [(further words, kind of cue)]. slots: hashes of
+    words: word in small letters → COMMON | FIRST | LAST. ordinary: everyday words of the language, both: those of them that
+    people are called as well. cues: first word → [(further words, kind of cue)]. slots: hashes of
     agent sentences whose gap holds a name. tagger: a pycrfsuite.Tagger or None. company: words that are never a name.
     """
 
@@ -50,6 +51,8 @@ class Lexicon:
     cues: dict[str, list[tuple[tuple[str, ...], str]]]
     particles: frozenset[str]
     language: str = "en"
+    ordinary: frozenset[str] = frozenset()
+    both: frozenset[str] = frozenset()
     slots: frozenset[str] = frozenset()
     tagger: object | None = None
     company: frozenset[str] = frozenset()
@@ -67,18 +70,19 @@ class Lexicon:
         known = self.words.get(word, 0)
         if not known and not word.isascii():
             known = self.words.get(plain(word), 0)
-        if known & COMMON:
-            return known
+        if known & COMMON or word in self.ordinary:
+            return known | COMMON if word not in self.ordinary or word in self.both else COMMON
+        if word in self.both:
+            return known | COMMON | FIRST
         zipf, witnesses = profile(word, self.language)
-        if zipf >= 3.8 and witnesses <= 1:             # a word of this language that hardly another one has: no name, or not only
-            return known | COMMON
-        if not known and ("-" in word or "'" in word or "’" in word):          # Anne-Marie, l'étiquette
+        is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
+        if known:
+            return known | COMMON if is_of_one_language and zipf >= 4.2 else known
+        if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette
             parts = [self.flags(part) if len(part) > 2 else COMMON for part in re.split("['’-]", word) if part]
-            known = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
-            known = known & ~COMMON if known & (FIRST | LAST) else known
-        if not known and zipf >= 3 and witnesses <= 1:
-            return ORDINARY
-        return known
+            both = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
+            return both & ~COMMON if both & (FIRST | LAST) else both
+        return (COMMON if zipf >= 4.8 else ORDINARY) if is_of_one_language else 0
 
 
 WITNESSES = ("en", "de", "fr", "es", "pl", "fi", "hu", "tr")
@@ -143,19 +147,28 @@ def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
 
 
 @functools.cache
-def _ordinary_words() -> frozenset[str]:
-    """Words of everyday texts that are in no list of ours."""
+def everyday_words(language: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(ordinary words of a language and of English, those of them that people are called as well), with and without diacritics."""
     import faker.providers.lorem as lorem
 
-    words: set[str] = set()
-    for module in pkgutil.iter_modules(lorem.__path__):
-        if module.name not in ("la", "en_PH", "he_IL", *NO_LISTS):          # mock Latin
-            words |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{module.name}").Provider.word_list}
-    return frozenset(words)
+    certain: set[str] = set()
+    both: set[str] = set()
+    modules = [module.name for module in pkgutil.iter_modules(lorem.__path__)]
+    for code in dict.fromkeys((language, "en")):
+        words, also_names = shipped_words().get(code, ((), ()))
+        certain |= words
+        both |= also_names
+        for name in modules:          # mock Latin is no language of ours
+            if name.split("_")[0] == code and name not in ("en_PH", "he_IL", *NO_LISTS):
+                certain |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{name}").Provider.word_list}
+        certain |= {word for kind, listed in phrases().get(code, {}).items() if not kind.startswith("streets") for phrase in listed for word in phrase.split() if word.isalpha()}
+    words, begins, cue_phrases = announcing()
+    certain |= words.keys() | {word for phrase in cue_phrases for word in phrase.split()} | {word for word in begins if len(word) > 3}
+    return tuple(frozenset(form for word in group for form in (word, plain(word))) for group in (certain, both))
 
 
 def build_words(hold_out: bool = False, corpus: dict[str, int] | None = None) -> dict[str, int]:
-    """Every word we know with its flags. A word that is ordinary and a name keeps both flags where people use it as a name."""
+    """Every listed name with its flags, and what an archive uses as ordinary words."""
     words: dict[str, int] = {}
     first, last = listed_names(hold_out)
     for lists, flag in ((first, FIRST), (last, LAST)):
@@ -165,20 +178,7 @@ def build_words(hold_out: bool = False, corpus: dict[str, int] | None = None) ->
                     for form in {part, plain(part)}:
                         if len(form) > 1:
                             words[form] = words.get(form, 0) | flag
-    certain, both = set(_ordinary_words()), set()
-    for common, also_names in shipped_words().values():
-        certain |= common
-        both |= also_names
-    for table in phrases().values():
-        certain |= {word for kind, listed in table.items() for phrase in listed if not kind.startswith("streets") for word in phrase.split() if word.isalpha()}
-    table, begins, cue_phrases = announcing()
-    certain |= table.keys() | {word for phrase in cue_phrases for word in phrase.split()} | {word for word in begins if len(word) > 3}
-    for word in certain | both:
-        for form in {word, plain(word)}:
-            words[form] = COMMON | (words.get(form, 0) if word in both else 0)
-    for word, flag in (corpus or {}).items():
-        words[word] = words.get(word, 0) | flag if flag != COMMON else COMMON
-    return words
+    return words | (corpus or {})
 
 
 @functools.cache

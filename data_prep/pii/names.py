@@ -52,8 +52,8 @@ def is_candidate(turn: Turn, i: int) -> bool:
     flags, word = turn.flags[i], turn.words[i]
     if flags == COMMON or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
         return False
-    if flags == ORDINARY:
-        return word[0].isupper() and i > 0 and turn.language != "de"
+    if flags == ORDINARY and word.islower():          # a name in small letters stands where names stand
+        return len(turn.words) < 4 or any(c in ",\n" for c in turn.gaps[i] + turn.gaps[i + 1])
     return bool(flags) or len(word) > 2 or word[0].isupper()
 
 
