@@ -15,12 +15,10 @@ from rapidfuzz.distance import DamerauLevenshtein
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.names import WORD
 
-ADDRESS_WORDS = {"address", "adress", "adresse", "adres", "dirección", "direccion", "indirizzo", "endereço", "endereco", "morada", "adresu", "adresa", "cím", "cim", "osoite", "osoitteesi",
-                 "διεύθυνση", "адрес", "адреса", "street", "postcode", "zip", "straße", "strasse", "gata", "postnummer", "plz", "huisnummer", "house"}
 KINDS = {"email": "email", "phone": "phone", "address": "address", "street": "address", "city": "address", "postcode": "address", "zip": "address",
          "iban": "iban", "card": "card", "national_id": "national_id", "personal_number": "national_id", "username": "name"}
 _digits = re.compile(r"\d(?:[ ()./_-]{0,2}\d){4,}")
-_handle = re.compile(r"(?<![\w@])[A-Za-z][\w.-]*[\w]")
+_handle = re.compile(r"(?<!\w)[^\W\d_][\w.'’-]*\w")
 
 
 @dataclass
@@ -92,7 +90,7 @@ class People:
                     yield *match.span(1), "name"
         for match in _handle.finditer(seen):
             word = match.group()
-            if not word.isalpha() and any(len(part) >= 4 and part in plain(word) for part in self.parts):
+            if (not word.isalpha() or seen[match.start() - 1:match.start()] == "@") and any(len(part) >= 4 and plain(part) in plain(word) for part in self.parts):
                 yield *match.span(), "name"
         initials = [plain(name)[0] for full in self.full_names[:1] for name in full.split()]
         if len(initials) > 1:
