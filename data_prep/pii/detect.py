@@ -127,7 +127,7 @@ def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str
     for i, (role, _) in enumerate(document.texts):
         low, high = document.bounds(i)
         turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked > 0 and role == "user")
-        if turn.asked and _letters.fullmatch(seen, low, high):
+        if turn.asked and high - low <= 200 and _letters.fullmatch(seen, low, high):
             yield low, high, "name", "asked"
         for start, end, detector in names.find_names(turn, lexicon):
             yield start, end, "name", detector
@@ -140,7 +140,7 @@ def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str
     yield from _columns(seen)
 
 
-_before_mail = re.compile(r"([^\W\d_][\w'’.-]*(?: [^\W\d_][\w'’.-]*){0,3}) ?<[^<>\s@]{1,64}@")
+_before_mail = re.compile(r"(?<![\w'’.-])([^\W\d_][\w'’.-]{0,30}(?: [^\W\d_][\w'’.-]{0,30}){0,3}) ?<[^<>\s@]{1,64}@")
 
 
 def _columns(seen: str) -> Iterator[tuple[int, int, str, str]]:

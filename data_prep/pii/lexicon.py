@@ -69,6 +69,8 @@ class Lexicon:
         return known
 
     def _flags(self, word: str) -> int:
+        if len(word) > 40:          # nobody is called that
+            return COMMON
         known = self.words.get(word, 0)
         if not known and not word.isascii():
             known = self.words.get(plain(word), 0)

@@ -25,7 +25,9 @@ _word = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _word_or_digits = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+")
 _between = re.compile(r"[\s,.\-–]{1,3}")
 _lookalike = str.maketrans(dict(zip("аеорсхуіѕјԁԛԝАВЕКМНОРСТХІЅЈУαορνικυΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcxyisjdqwABEKMHOPCTXISJYaopvikuABEZHIKMNOPTYX", strict=True)))
-_foreign = re.compile(r"\S*[\u0370-\u052f]\S*")
+_foreign = re.compile("[\u0370-\u052f]")
+_latin = re.compile("[A-Za-z0-9@]")
+_token = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def shadow(text: str, language: str = "en") -> Shadow:
                 _put(character, match.start(), match.end(), characters, starts, ends)
             position = match.end()
     plain = "".join(characters)
-    plain = _foreign.sub(lambda m: m.group().translate(_lookalike) if re.search(r"[A-Za-z0-9@]", m.group()) else m.group(), plain)
+    if _foreign.search(plain):
+        plain = _token.sub(lambda m: m.group().translate(_lookalike) if _foreign.search(m.group()) and _latin.search(m.group()) else m.group(), plain)
     return _spelled(Shadow(plain, starts, ends), language)
 
 

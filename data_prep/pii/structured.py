@@ -46,16 +46,16 @@ _group = re.compile(r"\d+")
 
 
 @functools.cache
-def scan(linear: bool = True) -> Callable[[str, int], tuple[int, int, str] | None]:
+def scan(linear: bool = True) -> Callable[[bytes, int], tuple[int, int, str] | None]:
     """A function (ASCII text, position) → (start, end, kind of candidate) or None; by RE2 if it is there and wanted."""
     if linear and re2 is not None:
         options = re2.Options()
         options.max_mem = 64 << 20
-        pattern = re2.compile(CANDIDATE, options)
+        pattern = re2.compile(CANDIDATE.encode(), options)
     else:
-        pattern = re.compile(CANDIDATE)
+        pattern = re.compile(CANDIDATE.encode())
 
-    def find(text: str, position: int) -> tuple[int, int, str] | None:
+    def find(text: bytes, position: int) -> tuple[int, int, str] | None:
         match = pattern.search(text, position)
         return match and (*match.span(), match.lastgroup)
     return find
@@ -159,6 +159,8 @@ def _phrases() -> re.Pattern:
 
 @functools.lru_cache(1 << 16)
 def kind_of_word(word: str) -> str | None:
+    if len(word) > 40:
+        return None
     words, begins, _ = announcing()
     known = words.get(word) or next((begins[word[:n]] for n in range(len(word), 2, -1) if word[:n] in begins), None)
     if known or len(word) < 5:
@@ -214,8 +216,8 @@ _worth_a_scan = re.compile(r"[@\d]|\w\.\w|://|_|[Bb]earer")
 
 
 def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iterator[tuple[int, int, str]]:
-    position = 0
-    while match := find(searched, position):
+    position, raw = 0, searched.encode()
+    while match := find(raw, position):
         start, end, kind = match
         position = end
         if kind == "email":
@@ -274,7 +276,7 @@ _mixed = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9!#$%&*+/?@_-]{0,127}[0-9])[A-
 
 
 # Names that never resolve (RFC 2606, RFC 6761): nobody's page.
-_made_up_host = re.compile(r"(?:https?://)?(?:[\w-]+\.)*(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)(?:[/:?]|$)", re.IGNORECASE)
+_made_up_host = re.compile(r"(?:https?://)?(?:[\w-]{1,63}\.){0,4}(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)(?:[/:?]|$)", re.IGNORECASE)
 
 
 _long_token = re.compile(r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}")
@@ -478,4 +480,4 @@ def _said_mail() -> re.Pattern:
 def _bare_provider() -> re.Pattern:
     """"anna.berg gmail": a name that cannot be a word, and a provider's, where a mail address is asked for or announced."""
     words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
-    return re.compile(rf"(?<!\w)[\w+-]*[\w][._+\d][\w.+-]* (?:{'|'.join(words['providers'])})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<![\w.+-])(?=[\w+-]{{0,40}}[._+\d])[\w.+-]{{2,64}} (?:{'|'.join(words['providers'])})(?!\w)", re.IGNORECASE)
