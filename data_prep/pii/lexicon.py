@@ -82,6 +82,10 @@ class Lexicon:
             return COMMON
         zipf, witnesses = profile(word, self.language)
         is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
+        if known and not known & FIRST and frequencies("en").get(word, 0) >= 4.6:          # "days" is somebody's surname
+            return known | COMMON
+        if not known and frequencies("en").get(word, 0) >= 4.8:
+            return ORDINARY
         if known:
             return known | COMMON if is_of_one_language and zipf >= 4.2 else known
         if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette

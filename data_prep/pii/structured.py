@@ -385,6 +385,8 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
         return "secret"
     if count < 6:
         return None
+    if start and searched[start - 1] == "+" and 8 <= count <= 15 and not _no_phones_sign.search(written) and _is_phone_number("+" + digits, None, phonenumbers.is_possible_number):
+        return "phone"
     if count in (12, 13) and nearest != "business" and is_card(digits):
         return "card"
     if count == 15 and luhn.is_valid(digits) and nearest != "business":          # IMEI (3GPP TS 23.003)
@@ -464,7 +466,7 @@ def _said_mail() -> re.Pattern:
     at = "|".join(re.escape(word) for word in words["at"])
     dot = "|".join(re.escape(word) for word in words["dot"])
     provider = "|".join(words["providers"])
-    dotted = rf"(?: ?[(\[{{] ?(?:{dot}|\.) ?[)\]}}] ?| (?:{dot}) | ?\. ?)"
+    dotted = rf"(?: ?[(\[{{] ?(?:{dot}|\.) ?[)\]}}] ?| (?:{dot}) | \. |\.)"
     local, part = r"[\w+'-]{1,40}", r"[\w-]{1,40}"
     bracketed = rf" ?[(\[{{<] ?(?:{at}|@|a) ?[)\]}}>] ?|_at_"
     clear_at = rf"(?:{bracketed}| ?@ ?| (?:{at.replace('at|', '', 1)}) )"
