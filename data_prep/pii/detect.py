@@ -189,7 +189,7 @@ def _answers(document: Document, lexicon: Lexicon, found: list[tuple[int, int, s
         elif role == "user" and (own := [kind for kind in _wanted(text) if kind not in ("mail", "address")]) and any(c.isdigit() for c in text) and len(text.split()) <= 14:
             asked, left = own, PATIENCE          # "my card is 4111 1111", and the rest in the next message
         elif role == "user" and asked and left > 0 and len(text) <= 60 and len(text.split()) <= 8:
-            for match in _answer.finditer(text):
+            for match in () if _money.search(text) else _answer.finditer(text):
                 kind = asked[0]
                 word = match.group()
                 if kind == "mail" and sum(c.isdigit() for c in word) < 5 and (word.strip("@.").casefold() not in _little and not lexicon.flags(word.casefold()) & COMMON):
@@ -200,6 +200,7 @@ def _answers(document: Document, lexicon: Lexicon, found: list[tuple[int, int, s
                     yield low + match.start(), low + match.end(), "address", "asked"
 
 
+_money = re.compile(r"[€$£]|\d[.,]\d\d(?!\d)|\d ?(?:kr|sek|eur|euro|zł|chf|usd|,-)(?!\w)", re.IGNORECASE)
 _answer = re.compile(r"[\w@.+'/-]*\w")
 _little = {"at", "dot", "and", "it", "is", "the"}
 

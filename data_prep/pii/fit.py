@@ -72,7 +72,7 @@ class Fit:
         language = locale.split("-")[0]
         if language not in self.by_language:
             ordinary, both = everyday_words(language)
-            self.by_language[language] = replace(self.base, language=language, native=native_names(language, bool(self.held_out)), ordinary=ordinary, both=both - self.held_out, cache={})
+            self.by_language[language] = replace(self.base, language=language, cues=build_cues(language)[0], native=native_names(language, bool(self.held_out)), ordinary=ordinary, both=both - self.held_out, cache={})
         return self.by_language[language]
 
     def generalised(self, conversation: Conversation) -> tuple[dict, str | None]:
@@ -245,7 +245,7 @@ def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator
         turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
         turn.native = [native and word not in hidden for word, native in zip(turn.lower, turn.native, strict=True)]
         turn.flags = [0 if flags in (ORDINARY, MISSPELT) and rng.random() < 0.4 else flags for flags in turn.flags]
-        cue = cues(turn, fit.base)
+        cue = cues(turn, fit.lexicon(language))
         yield features(turn, cue), _labels(turn, people, cue)
 
 

@@ -246,13 +246,13 @@ def _flagged(first: dict[str, frozenset[str]], last: dict[str, frozenset[str]]) 
 
 
 @functools.cache
-def build_cues() -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
-    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames)."""
+def build_cues(language: str | None = None) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
+    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames), in a language and in English."""
     cues: dict[str, set[tuple[tuple[str, ...], str]]] = {}
     particles: set[str] = set()
-    for table in phrases().values():
+    for code, table in phrases().items():
         particles |= set(table.get("particles", []))
-        for kind in CUES:
+        for kind in CUES if language is None or language not in phrases() or code in (language, "en") else ():
             for phrase in table.get(kind, []):
                 words = tuple(_word_pieces(phrase))
                 if words:

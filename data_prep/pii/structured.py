@@ -279,6 +279,7 @@ _mixed = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9!#$%&*+/?@_-]{0,127}[0-9])[A-
 _made_up_host = re.compile(r"(?:https?://)?(?:[\w-]{1,63}\.){0,4}(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)(?:[/:?]|$)", re.IGNORECASE)
 
 
+_two_digits = re.compile(r"\W?\d\W?\d")
 _long_token = re.compile(r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}")
 
 
@@ -301,7 +302,7 @@ def _is_ipv6(text: str) -> bool:
 def _iban_stop(seen: str, searched: str, start: int, end: int) -> int:
     """Where the IBAN that begins at `start` ends, a mistyped one that is announced included; 0 where there is none."""
     stop = iban_end(searched, start, len(searched))
-    if stop or (start and searched[start - 1].isalnum()) or searched[start:start + 2].upper() not in IBAN_LENGTHS:
+    if stop or (start and searched[start - 1].isalnum()) or not _two_digits.match(searched, start + 2) or searched[start:start + 2].upper() not in IBAN_LENGTHS:
         return stop
     kept = _until_word(searched[start:end])
     compact = re.sub("[^A-Za-z0-9]", "", kept)
@@ -391,7 +392,7 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
         return "card"
     if count == 15 and luhn.is_valid(digits) and nearest != "business":          # IMEI (3GPP TS 23.003)
         return "document"
-    if nearest in ("document", "device") and count <= 17:
+    if nearest in ("document", "device") and count <= 17 and not is_amount(seen, start, end):
         return "document"
     is_business = nearest in ("business", "version", "amount") or _date.match(searched, start) is not None or seen[max(0, start - 3):start] == "10." or _unit.match(seen, end) is not None
     if 12 <= count <= 19 and "card" in cues and not is_business:
@@ -408,6 +409,11 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
     if nearest == "account" and 6 <= count <= 20 and not _not_a_phone.fullmatch(written):
         return "account"
     return "phone" if 7 <= count <= 15 and _is_phone(searched, start, end, digits, market, nearest, is_business) else None
+
+
+def is_amount(seen: str, start: int, end: int) -> bool:
+    """Whether a number is money or a measure: by its sign or unit, or by two decimals."""
+    return _unit.match(seen, end) is not None or re.search(r"[€$£] ?$|\b(?:kr|sek|nok|dkk|eur|chf|usd|gbp|pln) ?$", seen[max(0, start - 5):start], re.IGNORECASE) is not None or re.fullmatch(r"[\d., ]*[.,]\d\d", seen[start:end]) is not None
 
 
 _unlike_an_id = re.compile(r"[:_*]|\d[()]")
