@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from data_prep.pii import dates, known, names
 from data_prep.pii.address import addresses
+from data_prep.pii.announce import announced, kind_of_word, words_for
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
-from data_prep.pii.structured import announced, kind_of_word, structured, words_for
+from data_prep.pii.structured import structured
 
 PAUSE, NEXT = "\x1e", "\n"          # between two speakers; between two messages of one speaker
 # Who wins where spans overlap.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.pii.structured import announcing, kind_of_word
+from data_prep.pii.announce import announcing, kind_of_word
 
 HERE = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

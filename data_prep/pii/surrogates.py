@@ -17,9 +17,10 @@ import phonenumbers
 import yaml
 from stdnum import iban, luhn
 
+from data_prep.pii.announce import markets
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, listed_names, plain
 from data_prep.pii.names import WORD
-from data_prep.pii.structured import IBAN_LENGTHS, markets
+from data_prep.pii.structured import IBAN_LENGTHS
 
 HERE = Path(__file__).parent
 MODES = ("surrogate", "placeholder", "slot")
