@@ -82,9 +82,10 @@ class Lexicon:
             return COMMON
         zipf, witnesses = profile(word, self.language)
         is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
-        if known and not known & FIRST and frequencies("en").get(word, 0) >= 4.6:          # "days" is somebody's surname
+        in_english = frequencies("en").get(word, 0)          # whose words travel like names
+        if known and in_english >= 4.6 and not (known & FIRST and word in self.native):          # "days" is somebody's surname
             return known | COMMON
-        if not known and frequencies("en").get(word, 0) >= 4.8:
+        if not known and in_english >= 4:
             return ORDINARY
         if known:
             return known | COMMON if is_of_one_language and zipf >= 4.2 else known
