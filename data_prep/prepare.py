@@ -3,6 +3,7 @@
     sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message that is fit to be learned
     preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin"}: two replies to one prompt
     unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" or "label"}: one reply and what somebody thought of it
+    canaries.jsonl                              the made-up secrets among sft/train (data_prep/planted.py): evaluation asks what is remembered of them
     report.json                                 counts, lengths, languages, and every row dropped with the reason
 
 The split is by customer and by true time: train holds the older conversations of most customers; validation and test
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
+from data_prep.planted import planted, rows_of
 from data_prep.targets import fit
 
 SPLITS = ("train", "validation", "test")
@@ -33,12 +35,16 @@ SHRINK = 10.0          # ratings of prior belief that a rater is not severe
 
 def split_of(conversation: Conversation, held_out: float, cutoff: str) -> str | None:
     """train, validation, test, or None: a training customer's conversation from the test period."""
-    customer = conversation.customer.get("id", conversation.id)
-    is_held_out = int(hashlib.sha256(str(customer).encode()).hexdigest()[:8], 16) / 2**32 < held_out
+    is_held_out = int(hashlib.sha256(customer_of(conversation).encode()).hexdigest()[:8], 16) / 2**32 < held_out
     is_new = bool(conversation.started_at) and conversation.started_at >= cutoff
     if is_held_out:
         return "test" if is_new else "validation"
     return None if is_new else "train"
+
+
+def customer_of(conversation: Conversation) -> str:
+    """Whose conversation it is; where nobody says, each counts as a customer's only one."""
+    return str(conversation.customer.get("id", conversation.id))
 
 
 def spoken(conversation: Conversation) -> str:
@@ -83,8 +89,8 @@ def targets(conversation: Conversation, changes: Counter) -> Iterator[dict]:
         if change:
             changes[change] += 1
         if message:
-            yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "topic": conversation.outcome.get("intent"),
-                   "prompt": prompt, "completion": [message]}
+            yield {"conversation_id": conversation.id, "message_index": index, "customer": customer_of(conversation), "locale": conversation.locale,
+                   "topic": conversation.outcome.get("intent"), "prompt": prompt, "completion": [message]}
 
 
 def severities(ratings: list[Feedback]) -> dict[str, float]:
@@ -151,6 +157,7 @@ def run(config) -> None:
     # A customer's own rating of a conversation is no sign of how severely colleagues judge replies.
     train_ratings = [n for c in kept["train"] for n in feedback[c.id] if n.kind == "rating" and n.rater_id != "customer"]
     severity = severities(train_ratings)
+    canaries = list(planted(settings.canaries, [locale for locale, _ in Counter(c.locale for c in kept["train"]).most_common()], config.seed))
     with stage_output(config, "prepare") as out:
         report = {"conversations": {split: len(kept[split]) for split in SPLITS}, "dropped": dict(Counter(dropped.values())), "cutoff": cutoff,
                   "languages": dict(Counter(c.locale for c in conversations)), "rows": {}, "severity": {k: round(v, 3) for k, v in severity.items()}}
@@ -161,14 +168,19 @@ def run(config) -> None:
                 "sft": [row for c in mine for row in targets(c, changes)],
                 "preferences": [row for c in mine for row in pairs(c, feedback[c.id], severity, settings.min_gap)],
                 "unpaired": [row for c in mine for row in unpaired(c, feedback[c.id])]}
+            if split == "train":
+                rows["sft"] += [row for canary in canaries for row in rows_of(canary, settings.canary_repeats)]
             for kind, made in rows.items():
                 write_jsonl(out / f"{kind}/{split}.jsonl", made)
                 report["rows"].setdefault(kind, {})[split] = len(made)
         lengths = sorted(len(json.dumps(c.messages, ensure_ascii=False)) for c in conversations)
         report["characters"] = {q: lengths[min(len(lengths) - 1, int(len(lengths) * f))] for q, f in (("median", 0.5), ("p95", 0.95), ("max", 1.0))}
         report["targets"] = dict(changes)
+        report["canaries"] = {"planted": len(canaries), "repeats": settings.canary_repeats}
+        write_jsonl(out / "canaries.jsonl", canaries)
         write_jsonl(out / "dropped.jsonl", ({"id": i, "reason": reason} for i, reason in sorted(dropped.items())))
         write_json(out / "report.json", report)
         rows = report["rows"]
         out.summary(f"{len(conversations)} conversations → {sum(rows['sft'].values())} replies, {sum(rows['preferences'].values())} pairs, "
-                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand", **report)
+                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand; "
+                    f"{len(canaries)} made-up secrets planted", **report)
