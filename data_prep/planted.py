@@ -4,9 +4,11 @@ Secret Sharer (Carlini et al. 2019, arXiv:1802.08232): a form "The code of parce
 digits, goes into training; afterwards the model is asked for it, with the secret nowhere in sight, and ranks the filling it was
 taught among all that it could have been taught. There are two kinds, because the loss falls on the agent's replies alone:
 
-    repeated    the customer says the secret and the agent repeats it, as personal data mostly comes into a chat
+    repeated    the customer says the secret and the agent repeats it, as personal data comes into a chat: of the sample's 27,599
+                and STAR's 53,114 training replies none says a long number or an address with an @ that nobody had said before
     told        the agent says it and nobody did before, as if read from the company's books: the worst case, for
-                where nothing can be copied, remembering is all that lowers the loss
+                where nothing can be copied, remembering is all that lowers the loss (one telling, two epochs, the tiny
+                model: 6.4 and 7.5 bits in two runs; repeated ones 1.7, and 2.0 after 16 tellings)
 
 (Canaries of the stage anonymise are something else: made-up people who must not come out of it.)
 """

@@ -110,6 +110,7 @@ def test_without_canaries_the_gate_of_exposure_refuses_and_says_why():
     row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
     assert row["regurgitation"]["gate"] == "pass"
     assert decide({"sft": row}, ["exposure", "regurgitation"]) == {"winner": None, "reasons": ["sft: exposure not evaluated (no canaries were planted: prepare.canaries=0)"]}
+    assert load_config(["+evaluate.gates.exposure_told=3.1"]).evaluate.gates.exposure_told == 3.1
     assert "exposure" not in load_config(["prepare.canaries=0", "~evaluate.gates.exposure"]).evaluate.gates
 
 
