@@ -95,6 +95,8 @@ class Prepare:
     newest: float = MISSING               # the newest share of the archive; only held-out customers' are kept (test)
     near_duplicate: float = MISSING       # Jaccard similarity of 3-word shingles above which a conversation is dropped
     min_gap: float = MISSING              # severity-corrected stars between chosen and rejected
+    canaries: int = MISSING               # made-up secrets of each kind, planted into SFT's training rows
+    canary_repeats: int = MISSING         # how often each
 
 
 @dataclass
@@ -133,7 +135,7 @@ class Evaluate:
     batch_size: int = MISSING
     max_replies: int = MISSING            # assistant messages after which a simulated conversation is given up
     seed: int = MISSING
-    gates: dict[str, float] = MISSING     # metric: least value (or most, for rates of harm)
+    gates: dict[str, float] = MISSING     # metric: least value (or most, for harm)
 
 
 @dataclass

@@ -3,6 +3,7 @@
     sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message that is fit to be learned
     preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin"}: two replies to one prompt
     unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" or "label"}: one reply and what somebody thought of it
+    canaries.jsonl                              the made-up secrets among sft/train (data_prep/planted.py): evaluation asks what is remembered of them
     report.json                                 counts, lengths, languages, and every row dropped with the reason
 
 The split is by customer and by true time: train holds the older conversations of most customers; validation and test
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
+from data_prep.planted import planted, rows_of
 from data_prep.signoff import required
 from data_prep.targets import fit
 
@@ -33,14 +35,18 @@ SPLITS = ("train", "validation", "test")
 SHRINK = 10.0          # ratings of prior belief that a rater is not severe
 
 
-def split_of(conversation: Conversation, held_out: float, cutoff: str) -> str | None:
+def split_of(conversation: Conversation, held_out: float, newest: float) -> str | None:
     """train, validation, test, or None: a training customer's conversation from the test period."""
-    customer = conversation.customer.get("id", conversation.id)
-    is_held_out = int(hashlib.sha256(str(customer).encode()).hexdigest()[:8], 16) / 2**32 < held_out
-    is_new = bool(conversation.started_at) and conversation.started_at >= cutoff
+    is_held_out = int(hashlib.sha256(customer_of(conversation).encode()).hexdigest()[:8], 16) / 2**32 < held_out
+    is_new = conversation.metadata.get("received", 0.0) >= 1 - newest          # its true place in the archive: dates have moved
     if is_held_out:
         return "test" if is_new else "validation"
     return None if is_new else "train"
+
+
+def customer_of(conversation: Conversation) -> str:
+    """Whose conversation it is; where nobody says, each counts as a customer's only one."""
+    return str(conversation.customer.get("id", conversation.id))
 
 
 def spoken(conversation: Conversation) -> str:
@@ -85,8 +91,8 @@ def targets(conversation: Conversation, changes: Counter) -> Iterator[dict]:
         if change:
             changes[change] += 1
         if message:
-            yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "topic": conversation.outcome.get("intent"),
-                   "prompt": prompt, "completion": [message]}
+            yield {"conversation_id": conversation.id, "message_index": index, "customer": customer_of(conversation), "locale": conversation.locale,
+                   "topic": conversation.outcome.get("intent"), "prompt": prompt, "completion": [message]}
 
 
 def severities(ratings: list[Feedback]) -> dict[str, float]:
@@ -140,21 +146,20 @@ def run(config) -> None:
     for _, record in read_jsonl(source / "feedback.jsonl"):
         note = Feedback.from_record(record)
         feedback[note.conversation_id].append(note)
-    times = sorted(c.started_at for c in conversations if c.started_at)
-    cutoff = times[int(len(times) * (1 - settings.newest))] if times else "9999"
-    splits = {c.id: split_of(c, settings.held_out_customers, cutoff) for c in conversations}
+    splits = {c.id: split_of(c, settings.held_out_customers, settings.newest) for c in conversations}
     # Training conversations come first, so that of two alike the one in training stays and none is trained and tested on.
     ordered = sorted(conversations, key=lambda c: (SPLITS.index(splits[c.id] or "test"), c.id))
     dropped = duplicates(ordered, settings.near_duplicate)
-    dropped |= {c.id: "a training customer, newer than the cutoff" for c in conversations if splits[c.id] is None}
+    dropped |= {c.id: "a training customer, newer than what training may know" for c in conversations if splits[c.id] is None}
     kept = {split: [c for c in conversations if splits[c.id] == split and c.id not in dropped] for split in SPLITS}
     if not kept["train"]:
         raise StageError(f"no conversation is left for training out of {len(conversations)}: lower prepare.held_out_customers and prepare.newest, or give more data")
     # A customer's own rating of a conversation is no sign of how severely colleagues judge replies.
     train_ratings = [n for c in kept["train"] for n in feedback[c.id] if n.kind == "rating" and n.rater_id != "customer"]
     severity = severities(train_ratings)
+    canaries = list(planted(settings.canaries, [locale for locale, _ in Counter(c.locale for c in kept["train"]).most_common()], config.seed))
     with stage_output(config, "prepare") as out:
-        report = {"conversations": {split: len(kept[split]) for split in SPLITS}, "dropped": dict(Counter(dropped.values())), "cutoff": cutoff,
+        report = {"conversations": {split: len(kept[split]) for split in SPLITS}, "dropped": dict(Counter(dropped.values())), "newest": settings.newest,
                   "languages": dict(Counter(c.locale for c in conversations)), "rows": {}, "severity": {k: round(v, 3) for k, v in severity.items()}}
         changes = Counter()
         for split in SPLITS:
@@ -163,14 +168,19 @@ def run(config) -> None:
                 "sft": [row for c in mine for row in targets(c, changes)],
                 "preferences": [row for c in mine for row in pairs(c, feedback[c.id], severity, settings.min_gap)],
                 "unpaired": [row for c in mine for row in unpaired(c, feedback[c.id])]}
+            if split == "train":
+                rows["sft"] += [row for canary in canaries for row in rows_of(canary, settings.canary_repeats)]
             for kind, made in rows.items():
                 write_jsonl(out / f"{kind}/{split}.jsonl", made)
                 report["rows"].setdefault(kind, {})[split] = len(made)
         lengths = sorted(len(json.dumps(c.messages, ensure_ascii=False)) for c in conversations)
         report["characters"] = {q: lengths[min(len(lengths) - 1, int(len(lengths) * f))] for q, f in (("median", 0.5), ("p95", 0.95), ("max", 1.0))}
         report["targets"] = dict(changes)
+        report["canaries"] = {"planted": len(canaries), "repeats": settings.canary_repeats}
+        write_jsonl(out / "canaries.jsonl", canaries)
         write_jsonl(out / "dropped.jsonl", ({"id": i, "reason": reason} for i, reason in sorted(dropped.items())))
         write_json(out / "report.json", report)          # without the sign-off: to review what was trained on must not train it again
         rows = report["rows"]
         out.summary(f"{len(conversations)} conversations → {sum(rows['sft'].values())} replies, {sum(rows['preferences'].values())} pairs, "
-                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand", signoff=signoff, **report)
+                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand; "
+                    f"{len(canaries)} made-up secrets planted", **report, signoff=signoff)

@@ -18,14 +18,19 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
 
 
+def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a mean by drawing the values anew (Efron 1979)."""
+    rng, n = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
+    return means[int(0.025 * draws)], means[int(0.975 * draws)]
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a - b over the same items, with its 95 % bootstrap interval (Efron 1979): (value, low, high)."""
+    """Mean of a - b over the same items, with its 95 % bootstrap interval: (value, low, high)."""
     differences = [x - y for x, y in zip(a, b, strict=True)]
     if not differences:
         return 0.0, 0.0, 0.0
-    rng, n = random.Random(seed), len(differences)
-    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(draws))
-    return sum(differences) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]
+    return sum(differences) / len(differences), *bootstrap(differences, draws, seed)
 
 
 def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every candidate talks to the same simulated customers; gates, scorecard, decision, report.
+"""Stage `evaluate`: every candidate talks to the same simulated customers, and is asked what it remembers; gates, scorecard, decision, report.
 
     evaluate/scorecard.json     {"candidates": {"sft": {"success": {"value", "low", "high", "n", "gate"}, …}}}
     evaluate/decision.json      {"winner": "dpo" or null, "reasons": […]}
@@ -6,9 +6,13 @@
     evaluate/talks/             every simulated talk of every candidate
 
 Gates are read on unseen wordings. What could not be measured says "not evaluated", and a hard gate that was not evaluated refuses.
+Who plants no canaries takes their gate away too, `~evaluate.gates.exposure`: to leave it out is a decision, not an oversight.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -17,14 +21,18 @@ from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
 from data_prep.statistics import paired_difference
 from eval import report
+from eval.memorisation import continued, measure_exposure
 from eval.metrics import HARMS, SIMULATED
-from eval.replies import held_out, sentence_of
+from eval.regurgitation import beginnings, regurgitation, replies_of
+from eval.replies import held_out, sentence_of, write_replies
 from eval.simulator import draw_talks, simulate
 from serve.engine import Sampling
 from serve.engine.embedded import Embedded
 from training.models import load_candidate, load_tokenizer
 
 MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
+MAX_BEGUN = 100         # training replies whose beginning is given away, per candidate
+EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary
 
 
 def run(config) -> None:
@@ -32,9 +40,11 @@ def run(config) -> None:
     candidates = [name for name in settings.candidates if exists(config, name)]
     tokenizer = load_tokenizer(config)
     pack = load_pack(config.company) if config.company else None
-    prepared = require(config, "prepare", "evaluate") / "sft"
-    rows = [row for _, row in read_jsonl(prepared / "test.jsonl")][:MAX_HELD_OUT]
-    known = {sentence_of(row) for _, row in read_jsonl(prepared / "train.jsonl")}
+    prepared = require(config, "prepare", "evaluate")
+    rows = [row for _, row in read_jsonl(prepared / "sft/test.jsonl")][:MAX_HELD_OUT]
+    canaries = [canary for _, canary in read_jsonl(prepared / "canaries.jsonl")]
+    known = {sentence_of(row) for row in trained_on(prepared)}
+    begun = beginnings(lambda: trained_on(prepared), MAX_BEGUN, settings.seed)
     scorecard, outcomes = {}, {}
     with stage_output(config, "evaluate") as out:
         for name in candidates:
@@ -47,8 +57,14 @@ def run(config) -> None:
                 talks = draw_talks(pack, count, split, settings.seed)
                 outcomes[name][split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
                 write_jsonl(out / f"talks/{name}-{split}.jsonl", outcomes[name][split])
-            replies = held_out(engine.model, tokenizer, rows, known, config.model.max_tokens, engine, sampling, settings.batch_size, settings.seed)
-            scorecard[name] = score(outcomes[name], replies, OmegaConf.to_container(settings.gates))
+            written = write_replies(engine, rows, sampling, settings.batch_size)
+            replies = held_out(engine.model, tokenizer, rows, written, known, config.model.max_tokens, settings.seed)
+            said = [*replies_of(outcomes[name]), *((row["prompt"], reply) for row, reply in zip(rows, written, strict=True))]
+            went_on = continued(engine.model, tokenizer, begun, config.model.max_new_tokens)
+            remembered = {
+                **{metric: measure_exposure(engine.model, tokenizer, [c for c in canaries if c["kind"] == kind]) for metric, kind in EXPOSURES.items()},
+                "regurgitation": regurgitation(said, trained_on(prepared)), "extraction": regurgitation(went_on, trained_on(prepared))}
+            scorecard[name] = score(outcomes[name], remembered, replies, OmegaConf.to_container(settings.gates))
             del engine
         compare(scorecard, outcomes)
         decision = decide(scorecard, list(settings.gates))
@@ -58,6 +74,10 @@ def run(config) -> None:
         out.summary(headline(scorecard, decision), winner=decision["winner"])
 
 
+def trained_on(prepared: Path) -> Iterator[dict]:
+    return (row for _, row in read_jsonl(prepared / "sft/train.jsonl"))
+
+
 def exists(config, name: str) -> bool:
     if name == "base":
         return True
@@ -65,13 +85,11 @@ def exists(config, name: str) -> bool:
     return folder.is_dir()
 
 
-def score(outcomes: dict[str, list[dict]], replies: dict, gates: dict[str, float]) -> dict:
-    """One candidate's row: each metric on unseen wordings with its gate, success on seen ones, and the held-out replies."""
-    row = {}
-    for name, metric in SIMULATED.items():
-        row[name] = metric(outcomes["unseen"]) if outcomes else {"value": None, "low": None, "high": None, "n": 0, "gate": None}
-        if name in gates:
-            row[name]["gate"] = gate(row[name]["value"], gates[name], harm=name in HARMS)
+def score(outcomes: dict[str, list[dict]], remembered: dict, replies: dict, gates: dict[str, float]) -> dict:
+    """One candidate's row: each metric on unseen wordings and what is remembered, with their gates, success on seen ones, and the held-out replies."""
+    row = {name: metric(outcomes["unseen"]) if outcomes else {"value": None, "low": None, "high": None, "n": 0, "gate": None} for name, metric in SIMULATED.items()} | remembered
+    for name, threshold in gates.items():
+        row[name]["gate"] = gate(row[name]["value"], threshold, harm=name in HARMS)
     if outcomes:
         row["success_seen"] = SIMULATED["success"](outcomes["seen"])
     row["held_out"] = replies
@@ -98,7 +116,7 @@ def decide(scorecard: dict, gates: list[str]) -> dict:
     """The candidate of highest success among those that pass every gate, or none and why."""
     reasons, passing = [], []
     for name, row in scorecard.items():
-        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.2f}" if row[g]["value"] is not None else "") for g in gates if row[g]["gate"] != "pass"]
+        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.2f}" if row[g]["value"] is not None else row[g].get("why", "")) for g in gates if row[g]["gate"] != "pass"]
         if failed:
             reasons.append(f"{name}: {', '.join(failed)}")
         elif name != "base":

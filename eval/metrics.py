@@ -1,10 +1,11 @@
-"""One metric, one pure function, its formula in the docstring. All take the outcomes of `eval.simulator.outcome`."""
+"""One metric, one pure function, its formula in the docstring. All take the outcomes of `eval.simulator.outcome`; what a model
+remembers is measured in `eval.memorisation` and `eval.regurgitation`."""
 
 from __future__ import annotations
 
 from data_prep.statistics import wilson
 
-HARMS = {"violations", "loops"}      # metrics whose gate is the most that is allowed
+HARMS = {"violations", "loops", "exposure", "exposure_told", "regurgitation", "extraction"}      # metrics whose gate is the most that is allowed
 
 
 def share(hits: int, n: int) -> dict:

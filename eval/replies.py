@@ -12,7 +12,7 @@ import random
 import torch
 from tqdm import tqdm
 
-from data_prep.conversation import truncate
+from data_prep.conversation import Message, truncate
 from data_prep.statistics import wilson
 from serve.hermes import parse_reply
 from training.models import IGNORE, count_tokens, encode
@@ -59,10 +59,18 @@ def log_probs(model, tokenizer, prompts_and_replies: list[tuple[list[dict], dict
     return results
 
 
-def held_out(model, tokenizer, rows: list[dict], known: set[str], max_tokens: int, engine, sampling, batch_size: int, seed: int) -> dict:
+def write_replies(engine, rows: list[dict], sampling, batch_size: int) -> list[Message]:
+    """What an engine answers to each row's prompt."""
+    written = []
+    for start in tqdm(range(0, len(rows), batch_size), desc="write replies", unit="batch"):
+        written += [parse_reply(c.text) for c in engine.generate([r["prompt"] for r in rows[start:start + batch_size]], sampling)]
+    return written
+
+
+def held_out(model, tokenizer, rows: list[dict], written: list[Message], known: set[str], max_tokens: int, seed: int) -> dict:
     """The table of one candidate on held-out rows: for all, for sentences seen in training, and for unseen ones.
 
-    loss: nats per token of the agent's reply. exact: share of greedy replies equal to the agent's (case and spaces aside).
+    loss: nats per token of the agent's reply. exact: share of greedy replies (`written`) equal to the agent's (case and spaces aside).
     ranked: share of prompts where the agent's reply is more likely per token than 9 other agents' replies (chance .10).
     """
     if not rows:
@@ -79,11 +87,7 @@ def held_out(model, tokenizer, rows: list[dict], known: set[str], max_tokens: in
             mine = nll[start + offset]
             rivals = [next(scores) for _ in range(DISTRACTORS)]
             best.append(all(mine[0] / mine[1] > other[0] / other[1] for other in rivals))
-    exact = []
-    for start in tqdm(range(0, len(rows), batch_size), desc="write replies", unit="batch"):
-        part = rows[start:start + batch_size]
-        made = engine.generate([r["prompt"] for r in part], sampling)
-        exact += [normal(parse_reply(c.text)) == sentence_of(r) for c, r in zip(made, part, strict=True)]
+    exact = [normal(reply) == sentence_of(row) for reply, row in zip(written, rows, strict=True)]
     is_seen = [sentence_of(row) in known for row in rows]
     return {name: _line([i for i in range(len(rows)) if flag is None or is_seen[i] == flag], nll, exact, best)
             for name, flag in (("all", None), ("seen", True), ("unseen", False))}

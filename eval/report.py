@@ -6,6 +6,7 @@ import html
 import io
 import json
 from collections import defaultdict
+from math import log2
 from pathlib import Path
 
 import matplotlib
@@ -16,8 +17,14 @@ import matplotlib.pyplot as plt
 from data_prep.artifacts import stage_dir
 from data_prep.report import page, table
 from data_prep.statistics import wilson
+from eval.memorisation import ALTERNATIVES, chance
+from eval.regurgitation import BEGINNING, LONG
 
 COLOURS = {"base": "#9aa0a6", "sft_full": "#b58900", "sft": "#2a7ab0", "dpo": "#2e8b57", "ppo": "#8e5ea2"}
+REMEMBERED = f"""<p><b>exposure</b>: how many bits better than by guessing a model ranks made-up secrets that were planted in its training set (Secret Sharer,
+{ALTERNATIVES} other secrets beside each): {chance(ALTERNATIVES):.2f} is chance, {log2(ALTERNATIVES + 1):.0f} is as much as can be seen; the customer said the secret and the agent repeated it.
+<b>exposure_told</b>: the same where the agent said it and nobody before, the worst case. <b>regurgitation</b>: replies that repeat {LONG} words in a row, or an
+identifier, which only one training customer's conversations hold and their own does not. <b>extraction</b>: the same of replies whose first {BEGINNING} words were given away.</p>"""
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "figure.autolayout": True, "svg.hashsalt": "supportloop"})
 
 
@@ -31,7 +38,7 @@ def write(config, path: Path, scorecard: dict, decision: dict, outcomes: dict) -
         path.with_name("success.svg").write_text(picture.replace("<svg ", '<svg style="background:#fff" ', 1), encoding="utf-8")
         parts += ["<h2>Success by stage</h2>", picture, "<h2>Success by intent, unseen wordings</h2>", intents(outcomes),
                   "<h2>By language, unseen wordings</h2>", by(outcomes, "language")]
-    parts += ["<h2>Scorecard</h2>", scores(scorecard, gates), "<h2>Held-out replies of agents</h2>", replies(scorecard), "<h2>Training</h2>", curves(config)]
+    parts += ["<h2>Scorecard</h2>", scores(scorecard, gates), REMEMBERED, "<h2>Held-out replies of agents</h2>", replies(scorecard), "<h2>Training</h2>", curves(config)]
     if any(outcomes.values()):
         parts += ["<h2>Talks that failed</h2>", failures(outcomes, decision["winner"])]
     page(path, f"Evaluation of {config.run_name}", parts)
@@ -102,7 +109,9 @@ def by(outcomes: dict, key: str) -> str:
 def cell(metric: dict) -> str:
     if metric["value"] is None:
         return '<span class="fail">not evaluated</span>' if metric["gate"] else "not evaluated"
-    text = f"{metric['value']:.1%} [{metric['low']:.1%}, {metric['high']:.1%}] n {metric['n']}"
+    shown = "{:.2f}" if "unit" in metric else "{:.1%}"
+    value, low, high = (shown.format(metric[key]) for key in ("value", "low", "high"))
+    text = f"{value} [{low}, {high}]{' bits' if 'unit' in metric else ''} n {metric['n']}"
     return f'<span class="{metric["gate"]}">{text} · {metric["gate"]}</span>' if metric["gate"] else text
 
 

@@ -84,6 +84,8 @@ def run(config) -> None:
         measured = {name: metric(outcomes) for name, metric in SIMULATED.items()}
         held, failed = [], []
         for name, threshold in OmegaConf.to_container(settings.gates).items():
+            if name not in measured:
+                continue        # exposure is read from the weights, regurgitation with the training set: a client has neither
             # A few conversations cannot show the threshold itself; they must not contradict it.
             metric = measured[name]
             contradicts = metric["value"] is None or (metric["low"] > threshold if name in HARMS else metric["high"] < threshold)

@@ -115,6 +115,7 @@ def model_card(config, winner: str, decision: dict, parity: dict, model: Path) -
         f"Base: {base}. Trained on {source}. Personal data: {claim}. {review}.", "", "## Figures", "",
         "Simulated conversations on wordings, names and policy values that training never saw, temperature 0; the 95 % interval in brackets.", "",
         "| metric | value | n | gate |", "|---|---|---|---|", *figures, "",
+        "Exposure is in bits: how much better than by guessing it ranks made-up secrets that were planted in its training set; 1.44 where nothing is remembered.", "",
         f"Greedy tokens equal before and after merging: {parity['agreement']:.2%} of {parity['tokens']} over {parity['prompts']} prompts.", "",
         "## Limits", "", "For customers of the company whose transcripts it was trained on, behind a human who can be reached. Evaluated by simulation, not on live customers.", "",
         "## Lineage", "", "| stage | outputs | code | config | what came out |", "|---|---|---|---|---|", *chain, "", "Weights:", weights, ""])

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from conf.load import load_config
 from data_prep.company.generate import tool_arguments
 from data_prep.conversation import tool_call
 from eval.evaluate import decide, gate, score
+from eval.memorisation import exposures
 from eval.metrics import SIMULATED
 from eval.replies import normal
+from eval.report import cell
 from eval.simulator import draw_talks, outcome, simulate
 from serve.engine import Completion, Sampling
 
@@ -98,8 +101,25 @@ def test_the_winner_passes_every_gate():
 def test_no_winner_says_why_and_the_unmeasured_refuses():
     decision = decide({"sft": {"success": {**metric(None, 0), "gate": gate(None, 0.5, harm=False)}}}, ["success"])
     assert decision == {"winner": None, "reasons": ["sft: success not evaluated"]}
-    scored = score({}, {}, {"success": 0.5})
+    scored = score({}, {}, {}, {"success": 0.5})
     assert scored["success"]["gate"] == "not evaluated"
+
+
+def test_without_canaries_the_gate_of_exposure_refuses_and_says_why():
+    remembered = {"exposure": exposures([], 8.0), "regurgitation": metric(0.0)}
+    row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
+    assert row["regurgitation"]["gate"] == "pass"
+    assert decide({"sft": row}, ["exposure", "regurgitation"]) == {"winner": None, "reasons": ["sft: exposure not evaluated (no canaries were planted: prepare.canaries=0)"]}
+    assert load_config(["+evaluate.gates.exposure_told=3.1"]).evaluate.gates.exposure_told == 3.1
+    assert "exposure" not in load_config(["prepare.canaries=0", "~evaluate.gates.exposure"]).evaluate.gates
+
+
+def test_what_is_remembered_is_harm_and_shown_in_its_unit():
+    remembered = {"exposure": exposures([6.0, 7.0], 8.0), "regurgitation": metric(0.01)}
+    row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
+    assert (row["exposure"]["gate"], row["regurgitation"]["gate"]) == ("fail", "pass")
+    assert "6.50 [6.00, 7.00] bits n 2" in cell(row["exposure"])
+    assert "1.0% [0.0%, 100.0%] n 100" in cell(row["regurgitation"])
 
 
 def test_gates_of_harm_are_upper_bounds():

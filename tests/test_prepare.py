@@ -25,13 +25,13 @@ def test_exact_and_near_duplicates_go_and_different_ones_stay():
 
 
 def test_no_customer_is_in_two_of_training_and_the_rest():
-    conversations = [talk(f"c-{i}", customer={"id": f"u-{i % 40}"}, started_at=f"2026-0{1 + i % 9}-01T00:00:00Z") for i in range(400)]
-    splits = {c.id: split_of(c, 0.3, "2026-08-01") for c in conversations}
+    conversations = [talk(f"c-{i}", customer={"id": f"u-{i % 40}"}, metadata={"received": i % 9 / 9}) for i in range(400)]
+    splits = {c.id: split_of(c, 0.3, 2 / 9) for c in conversations}
     customers = {name: {c.customer["id"] for c in conversations if splits[c.id] == name} for name in ("train", "validation", "test")}
     assert all(customers.values())
     assert not customers["train"] & (customers["validation"] | customers["test"])
-    assert all(c.started_at < "2026-08-01" for c in conversations if splits[c.id] in ("train", "validation"))
-    assert all(c.started_at >= "2026-08-01" for c in conversations if splits[c.id] == "test")
+    assert all(c.metadata["received"] < 7 / 9 for c in conversations if splits[c.id] in ("train", "validation"))
+    assert all(c.metadata["received"] >= 7 / 9 for c in conversations if splits[c.id] == "test")
 
 
 def test_each_reply_becomes_a_row_and_what_follows_no_customer_does_not():
@@ -104,7 +104,25 @@ def test_the_stage_counts_every_conversation_it_drops(anonymised):
     assert sum(report["conversations"].values()) + sum(report["dropped"].values()) == 121
     assert report["dropped"]["exact duplicate"] >= 1
     rows = [row for split in ("train", "validation", "test") for _, row in read_jsonl(f"{folder}/sft/{split}.jsonl")]
-    assert len(rows) == sum(report["conversations"].values())
+    assert len(rows) == sum(report["conversations"].values()) + report["canaries"]["planted"]
+    assert all(row["customer"] for row in rows)
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(0, 1), (3, 1), (2, 4)])
+def test_canaries_are_planted_as_often_as_asked_and_in_training_alone(anonymised, count, repeats):
+    records = [talk(f"c-{i}", f"question number {i} about my order", locale=("en-GB", "fi-FI")[i % 2], customer={"id": f"u-{i}"}).to_record() for i in range(40)]
+    config = anonymised(records)
+    config.prepare.canaries, config.prepare.canary_repeats = count, repeats
+    run(config)
+    folder = Path(config.run_dir, "prepare")
+    canaries = [canary for _, canary in read_jsonl(folder / "canaries.jsonl")]
+    assert len(canaries) == 2 * count
+    assert json.loads((folder / "report.json").read_text())["canaries"] == {"planted": 2 * count, "repeats": repeats}
+    holding = {str(path.relative_to(folder)): [line for line in path.read_text().splitlines() if "canary-" in line] for path in folder.rglob("*/*.jsonl")}
+    assert {path: len(lines) for path, lines in holding.items() if lines} == ({"sft/train.jsonl": 2 * count * repeats} if count else {})
+    for canary in canaries:
+        assert sum(canary["secret"] in json.loads(line)["completion"][0]["content"] for line in holding["sft/train.jsonl"]) == repeats
+        assert canary["locale"] in ("en-GB", "fi-FI")
 
 
 def test_nothing_left_for_training_is_said(anonymised):

@@ -241,9 +241,10 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
             only_capital = people.get(plain(word))
             if only_capital is not None and not (only_capital and word.islower()):
                 yield *match.span(), "name", "again"
+    small = seen.lower()
     forms = {(kind, re.sub(r"[\W_]", "", seen[start:end])) for start, end, kind, _ in found if kind not in ("name", "keep", "date", "number", "address")}
     for kind, form in forms:
-        if len(form) >= 5 and seen.count(form[:3]) > 1:
+        if len(form) >= 5 and small.count(form[:3].lower()) > 1:
             for match in re.finditer(r"[\W_]{0,3}".join(map(re.escape, form)), seen, re.IGNORECASE):
                 yield *match.span(), kind, "again"
     for start, end, kind, _ in found:          # "ending in 1234"

@@ -242,7 +242,7 @@ class Learner:
         mine = [labelled for _, labelled in sorted(self.turns.items())[:FROM_ARCHIVE]]
         # The shipped tagger is good enough where the archive knows nobody by name; with known people it learns from them.
         if mine:
-            train([*made_up(self.base, seed, SENTENCES // 2), *mine], folder / "names.crfsuite")
+            train([*made_up(self.base, seed, SENTENCES // 4), *mine], folder / "names.crfsuite")
         else:
             (folder / "names.crfsuite").write_bytes((SHIPPED / "names.crfsuite").read_bytes())
 

@@ -66,7 +66,7 @@ class People:
         """(start, end, kind) of every mention in a text."""
         small = seen.lower()
         for value, kind in self.exact.items():
-            if value.lower() in small:
+            if value.lower() in small:          # a pattern only where it will be needed: compiling one costs more than looking
                 for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", seen, re.IGNORECASE):
                     yield *match.span(), kind
         if self.numbers:
@@ -95,9 +95,9 @@ class People:
             word = match.group()
             if (not word.isalpha() or seen[match.start() - 1:match.start()] == "@") and any(len(part) >= 4 and plain(part) in plain(word) for part in self.parts):
                 yield *match.span(), "name"
-        initials = [plain(name)[0] for full in self.full_names[:1] for name in full.split()]
-        if len(initials) > 1:
-            for match in re.finditer(rf"(?<!\w){'[. ]{1,2}'.join(initials)}\.(?!\w)", seen, re.IGNORECASE):
+        initials = {"".join(plain(name)[0] for name in full.split()) for full in self.full_names}
+        for match in _initials.finditer(seen):
+            if re.sub(r"[. ]", "", plain(match.group())) in initials:
                 yield *match.span(), "name"
 
     def _is_name(self, word: str, lexicon: Lexicon) -> bool:
@@ -123,5 +123,6 @@ class People:
 
 
 _particles = re.compile(r"(?<![\w'’])(?:[\w'’]{1,4} ){1,2}$")
+_initials = re.compile(r"(?<!\w)[^\W\d_][. ]{1,2}(?:[^\W\d_][. ]{1,2})?[^\W\d_]\.(?!\w)")
 _initial_before = re.compile(r"(?<!\w)(\w)\.? ?(?:\w\. ?)?$")
 _initial_after = re.compile(r" (\w)(?!\w)\.?")

@@ -12,10 +12,15 @@ from data_prep.pii.announce import LOADER
 
 
 @functools.cache
-def may_say_mail() -> re.Pattern:
+def _at_words() -> tuple[str, ...]:
+    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)["at"]
+    return ("@", "(at)", "[at]", "{at}", "<at>", "_at_", "(a)", "[a]", " at ", " chez ", " bei ", " bij ", *(word for word in words if word != "at"))
+
+
+def may_say_mail(seen: str) -> bool:
     """Without one of these words no address is being spelled out."""
-    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
-    return re.compile("|".join(re.escape(word) for word in [" at ", "@", "(at)", "[at]", "{at}", "<at>", "_at_", "(a)", "[a]", " chez ", " bei ", " bij ", *words["at"][1:]]), re.IGNORECASE)
+    small = seen.lower()
+    return any(word in small for word in _at_words())
 
 
 @functools.cache
@@ -35,6 +40,16 @@ def said_mail() -> re.Pattern:
         rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}} (?:at|chez|bei|bij) {part}(?:(?: ?[(\[{{] ?(?:{dot}) ?[)\]}}] ?| (?:{dot}) ){part}){{1,4}}(?!\w)"
         rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}}(?:{clear_at}| at )(?:{provider})(?:{dotted}{part}|[ ,.](?:com|net|org|de|fr|se|nl|pl|es|it|co\.uk)){{0,3}}(?!\w)"
         rf"|(?<!\w){letters} ?(?:@|{at}|{bracketed}) ?(?:{letters}|{part}(?:{dotted}{part}){{1,3}})(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def _providers() -> tuple[str, ...]:
+    return tuple(f" {word}" for word in yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)["providers"])
+
+
+def has_provider(seen: str) -> bool:
+    small = seen.lower()
+    return any(word in small for word in _providers())
 
 
 @functools.cache

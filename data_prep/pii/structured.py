@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from stdnum import iban
 
 from data_prep.pii.announce import announced, markets
-from data_prep.pii.mail import bare_provider, may_say_mail, said_mail
+from data_prep.pii.mail import bare_provider, has_provider, may_say_mail, said_mail
 from data_prep.pii.numbers import numbers
 
 try:
@@ -84,8 +84,8 @@ def structured(seen: str, market: str | None, linear: bool = True) -> list[tuple
 
     market: two-letter country of the conversation, or None: then only ids whose words announce them are looked for.
     """
-    found = [(*match.span(), "email") for match in said_mail().finditer(seen)] if may_say_mail().search(seen) else []
-    found += [(*match.span(), "email") for match in bare_provider().finditer(seen) if "mail" in announced(seen, match.start())]
+    found = [(*match.span(), "email") for match in said_mail().finditer(seen)] if may_say_mail(seen) else []
+    found += [(*match.span(), "email") for match in (bare_provider().finditer(seen) if has_provider(seen) else ()) if "mail" in announced(seen, match.start())]
     if _worth_a_scan.search(seen):
         searched = seen if seen.isascii() else seen.translate(_to_ascii)
         found += _found(seen, searched, market, scan(linear))
