@@ -126,7 +126,7 @@ def test_canaries_are_planted_as_often_as_asked_and_in_training_alone(anonymised
 
 
 def test_nothing_left_for_training_is_said(anonymised):
-    config = anonymised([talk("a", started_at="2026-01-01T00:00:00Z").to_record()])
+    config = anonymised([talk("a", metadata={"received": 1.0}).to_record()])
     with pytest.raises(StageError, match=r"no conversation is left for training"):
         run(config)
 

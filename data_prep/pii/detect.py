@@ -241,21 +241,27 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
             only_capital = people.get(plain(word))
             if only_capital is not None and not (only_capital and word.islower()):
                 yield *match.span(), "name", "again"
-    small = seen.lower()
-    forms = {(kind, re.sub(r"[\W_]", "", seen[start:end])) for start, end, kind, _ in found if kind not in ("name", "keep", "date", "number", "address")}
+    small = known.in_small_letters(seen)
+    forms = {(kind, _bare(seen[start:end])) for start, end, kind, _ in found if kind not in ("name", "keep", "date", "number", "address")}
+    places = [i for i, c in enumerate(seen) if c.isalnum()] if forms else []
+    letters = "".join(small[i] for i in places)
     for kind, form in forms:
-        if len(form) >= 5 and small.count(form[:3].lower()) > 1:
-            for match in re.finditer(r"[\W_]{0,3}".join(map(re.escape, form)), seen, re.IGNORECASE):
-                yield *match.span(), kind, "again"
-    for start, end, kind, _ in found:          # "ending in 1234"
-        digits = re.sub(r"\D", "", seen[start:end]) if kind in ("card", "iban", "account", "phone") else ""
-        if len(digits) >= 8 and seen.count(digits[-4:]) > 1:
-            for match in re.finditer(rf"(?<!\d){digits[-4:]}(?!\d)", seen):
-                yield *match.span(), kind, "again"
+        at = letters.find(form) if len(form) >= 5 else -1
+        while at >= 0:          # in whatever grouping
+            start, end = places[at], places[at + len(form) - 1] + 1
+            if end - start <= 4 * len(form):
+                yield start, end, kind, "again"
+            at = letters.find(form, at + len(form))
     for start, end, kind, _ in found:
-        if kind == "address" and end - start >= 6:
-            for match in re.finditer(re.escape(seen[start:end]), seen, re.IGNORECASE):
-                yield *match.span(), kind, "again"
+        value = _bare(seen[start:end]) if kind in ("card", "iban", "account", "phone") else ""
+        if len(value) >= 8 and value[-4:].isdigit():          # "ending in 1234"
+            yield from ((*place, kind, "again") for place in known.occurrences(small, value[-4:]))
+        elif kind == "address" and end - start >= 6:
+            yield from ((*place, kind, "again") for place in known.occurrences(small, small[start:end]))
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in known.in_small_letters(text) if c.isalnum())
 
 
 def _without_overlaps(seen: str, found: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int, str, str]]:

@@ -64,11 +64,9 @@ class People:
 
     def found(self, seen: str, lexicon: Lexicon) -> Iterator[tuple[int, int, str]]:
         """(start, end, kind) of every mention in a text."""
-        small = seen.lower()
+        small = in_small_letters(seen)
         for value, kind in self.exact.items():
-            if value.lower() in small:          # a pattern only where it will be needed: compiling one costs more than looking
-                for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", seen, re.IGNORECASE):
-                    yield *match.span(), kind
+            yield from ((start, end, kind) for start, end in occurrences(small, value.lower()))
         if self.numbers:
             for match in _digits.finditer(seen):
                 digits = re.sub(r"\D", "", match.group())
@@ -120,6 +118,26 @@ class People:
                 return True
         compact = form.replace("-", "").replace("'", "")
         return len(compact) > 6 and any(len(a) > 2 and len(b) > 2 and compact == a + b for a in self.parts for b in self.parts if a != b)
+
+
+def in_small_letters(text: str) -> str:
+    """The text in small letters, letter by letter, so that offsets stay ("İ".lower() is two characters)."""
+    small = text.lower()
+    return small if len(small) == len(text) else "".join(c.lower()[0] for c in text)
+
+
+def occurrences(text: str, value: str) -> Iterator[tuple[int, int]]:
+    """Where a value stands in a text as a whole word or words."""
+    start = text.find(value)
+    while start >= 0 and value:
+        end = start + len(value)
+        if not (start and _is_word(text[start - 1])) and not (end < len(text) and _is_word(text[end])):
+            yield start, end
+        start = text.find(value, start + 1)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 _particles = re.compile(r"(?<![\w'’])(?:[\w'’]{1,4} ){1,2}$")
