@@ -11,7 +11,7 @@ from data_prep.pii.names import WORD
 
 REACH = 48          # characters on either side of a house number in which its street stands
 _digit = re.compile(r"\d")
-_house = re.compile(r"(?<![\w.,/:-])\d{1,4}(?: ?[A-Za-z](?!\w))?(?![\w/:-]|[.,]\d)")
+_house = re.compile(r"(?<![\w.,/:-])\d{1,4}(?:/\d{1,3}(?!\d|/))?(?: ?[A-Za-z](?!\w))?(?![\w/:-]|[.,]\d)")
 _to_house = re.compile(r",? ?(?:nr\.?|n°|nº|no\.?|n\.|č\.|num\.)? ?|\.? ")
 _rest = re.compile(r",? (?:[A-Z]{1,2}-)?(?:\d{3} ?\d{2}|\d{4}(?: ?[A-Z]{2})?|\d{2}-\d{3}) [^\W\d_][\w'’-]+")          # post code and town
 _uk_postcode = re.compile(r"(?<!\w)(?:[A-Z]{1,2}\d[A-Z\d]?) ?\d[ABD-HJLNP-UW-Z]{2}(?!\w)", re.IGNORECASE)
@@ -19,23 +19,26 @@ _small = {"de", "la", "le", "les", "du", "des", "del", "della", "dei", "di", "da
 
 
 @functools.cache
-def street_words() -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
-    """(endings of a street's own word, words that come last, words that come first)."""
+def street_words(language: str) -> tuple[tuple[str, ...], frozenset[str], frozenset[str], frozenset[str]]:
+    """(endings of a street's own word, words that come last, words that come first, those of all languages)."""
     def every(kind: str) -> frozenset[str]:
-        return frozenset(word.strip(".") for table in phrases().values() for word in table.get(kind, []))
+        return frozenset(word.strip(".") for code in (language, "en") for word in phrases().get(code, {}).get(kind, []))
 
-    before = frozenset(word for word in every("streets_before") if len(word) > 2 or word in ("ul", "al", "pl", "av", "bd"))
-    return tuple(word for word in every("streets_joined") if len(word) > 2), every("streets_after"), before
+    everywhere = frozenset(word.strip(".") for table in phrases().values() for kind in ("streets_before",) for word in table.get(kind, []) if len(word) > 2)
+    known_short = {"ul", "al", "pl", "av", "bd", "rd", "st"}
+    before, after = (frozenset(word for word in every(kind) if len(word) > 2 or word in known_short) for kind in ("streets_before", "streets_after"))
+    joined = {word for word in every("streets_joined") if len(word) > 2} | {word for table in phrases().values() for word in table.get("streets_joined", []) if len(word) > 4}
+    return tuple(joined), after, before, everywhere
 
 
-def addresses(seen: str, market: str | None) -> Iterator[tuple[int, int]]:
+def addresses(seen: str, market: str | None, language: str = "en") -> Iterator[tuple[int, int]]:
     """Where a street with its number stands, with post code and town where they follow."""
     for match in _house.finditer(seen):
         start, end = match.span()
-        begin = _street_before_number(seen, start)
+        begin = _street_before_number(seen, start, language)
         if begin is not None:
             yield begin, _with_town(seen, end)
-        stop = _street_after_number(seen, end)
+        stop = _street_after_number(seen, end, language)
         if stop is not None:
             yield start, _with_town(seen, stop)
     if market == "GB":
@@ -43,9 +46,9 @@ def addresses(seen: str, market: str | None) -> Iterator[tuple[int, int]]:
             yield match.span()
 
 
-def _street_before_number(seen: str, number: int) -> int | None:
+def _street_before_number(seen: str, number: int, language: str) -> int | None:
     """Where the street begins whose house number stands at `number`: "Lindenstraße 7", "Church Lane 7", "rue de la Paix 7"."""
-    joined, after, before = street_words()
+    joined, after, before, everywhere = street_words(language)
     words = [m for m in WORD.finditer(seen, max(0, number - REACH), number) if "\n" not in seen[m.end():number]][-6:]
     while words and words[-1].group().casefold() in ("nr", "n", "no", "č", "num"):
         words.pop()
@@ -60,16 +63,17 @@ def _street_before_number(seen: str, number: int) -> int | None:
             first -= 1
         return words[first].start() if first < len(words) - 1 else None
     for place in range(len(words) - 2, -1, -1):
-        if words[place].group().casefold() in before and not _digit.search(seen, words[place].end(), number):
+        word = words[place].group().casefold()
+        if (word in before or (word in everywhere and words[place + 1].group()[0].isupper() and place == len(words) - 2)) and not _digit.search(seen, words[place].end(), number):
             between = words[place + 1:]
             if len(between) <= 2 or all(word.group()[0].isupper() or word.group().casefold() in _small for word in between):
                 return words[place].start()
     return None
 
 
-def _street_after_number(seen: str, number_end: int) -> int | None:
+def _street_after_number(seen: str, number_end: int, language: str) -> int | None:
     """Where the street ends that begins right behind a house number: "14 Church Lane", "12, rue de la Paix"."""
-    _, after, before = street_words()
+    _, after, before, _ = street_words(language)
     words = list(WORD.finditer(seen, number_end, number_end + REACH))[:6]
     if not words or seen[number_end:words[0].start()] not in (" ", ", "):
         return None

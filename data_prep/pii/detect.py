@@ -15,13 +15,13 @@ from data_prep.pii import dates, known, names
 from data_prep.pii.address import addresses
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
-from data_prep.pii.structured import _kind_of_word, structured
+from data_prep.pii.structured import announced, kind_of_word, structured, words_for
 
 PAUSE, NEXT = "\x1e", "\n"          # between two speakers; between two messages of one speaker
 # Who wins where spans overlap.
 PRIORITY = ["keep", "email", "iban", "card", "secret", "national_id", "document", "account", "phone", "url", "ip", "address", "name", "number", "date"]
 PATIENCE = 3                        # turns of the agent for which a question stands
-PERSONAL = {"card": "card", "account": "account", "phone": "phone", "document": "document", "secret": "secret", "device": "document"}
+PERSONAL = {"card": "card", "account": "account", "phone": "phone", "document": "document", "secret": "secret", "device": "document", "iban": "iban", "national_id": "national_id"}
 
 
 @dataclass(frozen=True, order=True)
@@ -54,8 +54,8 @@ class Document:
     starts: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, texts: list[tuple[str, str]]) -> Document:
-        document, position, parts = cls(texts, [shadow(text) for _, text in texts]), 0, []
+    def of(cls, texts: list[tuple[str, str]], language: str) -> Document:
+        document, position, parts = cls(texts, [shadow(text, language) for _, text in texts]), 0, []
         for i, (role, _) in enumerate(texts):
             if i:
                 parts.append(NEXT if role == texts[i - 1][0] == "user" else PAUSE)
@@ -85,16 +85,17 @@ def detect(texts: list[tuple[str, str]], locale: str, people: known.People, rule
 
     texts: (role, text) in the order of the conversation. recognise: a NER model, (texts, language) → spans per text (`pii/ner.py`).
     """
-    document = Document.of(texts)
+    document = Document.of(texts, lexicon.language)
     seen, market = document.seen, country_of(locale)
     found: list[tuple[int, int, str, str]] = [(*place, kind, "pattern") for *place, kind in structured(seen, market)]
     found += [(start, end, kind, "known") for start, end, kind in people.found(seen, lexicon)]
-    found += [(start, end, "address", "pattern") for start, end in addresses(seen, market)]
+    found += [(start, end, "address", "pattern") for start, end in addresses(seen, market, locale.split("-")[0])]
     found += _names(document, lexicon)
-    found += _answers(document, lexicon)
+    found += _answers(document, lexicon, found)
     if recognise is not None:
         found += [(document.starts[i] + a, document.starts[i] + b, kind, "model") for i, spans in enumerate(recognise([s.text for s in document.shadows], locale.split("-")[0])) for a, b, kind in spans]
     found += [(start, end, "date", "pattern") for start, end in dates.dates(seen, locale)]
+    found += _spelled_numbers(document)
     found += _keep(seen, rules, found)
     found += _again(seen, _without_overlaps(seen, found), lexicon)
     spans: list[list[Span]] = [[] for _ in texts]
@@ -122,25 +123,59 @@ def _keep(seen: str, rules: Rules, found: list[tuple[int, int, str, str]]) -> It
 
 def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
     seen = document.seen
-    asked = False
+    asked = 0
     for i, (role, _) in enumerate(document.texts):
         low, high = document.bounds(i)
-        turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked and role == "user")
+        turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked > 0 and role == "user")
+        if turn.asked and high - low <= 200 and _letters.fullmatch(seen, low, high):
+            yield low, high, "name", "asked"
         for start, end, detector in names.find_names(turn, lexicon):
             yield start, end, "name", detector
         if role == "assistant":
-            asked = names.asks_for_a_name(turn, lexicon)
+            asked = PATIENCE if names.asks_for_a_name(turn, lexicon) or (len(turn.words) < 4 and not words_for("name").isdisjoint(turn.lower)) else asked - 1
     for match in _spelled.finditer(seen):
         yield *match.span(), "name", "pattern"
-    for match in _in_json.finditer(seen):
+    for match in (*_in_json.finditer(seen), *_before_mail.finditer(seen)):
         yield *match.span(1), "name", "cue"
+    yield from _columns(seen)
 
 
+_before_mail = re.compile(r"(?<![\w'’.-])([^\W\d_][\w'’.-]{0,30}(?: [^\W\d_][\w'’.-]{0,30}){0,3}) ?<[^<>\s@]{1,64}@")
+
+
+def _columns(seen: str) -> Iterator[tuple[int, int, str, str]]:
+    """Names in the rows of a table that somebody pasted, by the head of their column."""
+    columns: list[int] = []
+    position = 0
+    for line in seen.split("\n") if "\n" in seen else ():
+        mark = max(";|,\t", key=line.count)
+        cells = line.split(mark) if mark in line else [line]
+        named = [i for i, cell in enumerate(cells) if cell.strip(' "').casefold() in words_for("name")] if len(cells) > 1 else []
+        place = position
+        for i, cell in enumerate(cells):
+            if columns and not named and i in columns and len(cells) > max(columns) and 1 < len(cell.strip()) < 60:
+                yield place, place + len(cell), "name", "cue"
+            place += len(cell) + 1
+        columns = named or (columns if len(cells) > 1 else [])
+        position += len(line) + 1
+
+
+# L, I, N, D – or L for Lima, I as in India
+_letters = re.compile(r"\W*(?:(?<!\w)[^\W\d_](?!\w)(?: (?:wie|for|as in|like|som i|som|comme|come|de|como|jak|van|mint|kuin) [^\W\d_]+)?\W{0,3}){2,}")
 _spelled = re.compile(r"(?<![\w-])[A-Za-zÀ-ž](?:([ .-]{1,2})[A-Za-zÀ-ž])(?:\1[A-Za-zÀ-ž]){2,}(?![\w-])")
 _in_json = re.compile(r'"(?:(?:first|last|full|sur|family|given|middle|customer|holder|card_?holder|account_?holder|contact|recipient|user|agent|display)_?-? ?)?name"\s*:\s*"([^"\x1e]{2,60})"', re.IGNORECASE)
 
 
-def _answers(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
+def _spelled_numbers(document: Document) -> Iterator[tuple[int, int, str, str]]:
+    """Seven digits and more that somebody took the trouble to spell out, unless they are announced as an order's or the like."""
+    for i, plain in enumerate(document.shadows):
+        for start, end in plain.spelled:
+            start, end = start + document.starts[i], end + document.starts[i]
+            if end - start >= 7 and announced(document.seen, start)[:1] not in (["business"], ["amount"], ["version"]):
+                yield start, end, "number", "pattern"
+
+
+def _answers(document: Document, lexicon: Lexicon, found: list[tuple[int, int, str, str]]) -> Iterator[tuple[int, int, str, str]]:
     """What a customer answers in few words to an agent who asked for something personal: "1234", "no, 7", "anna.berg"."""
     asked: list[str] = []
     left = 0
@@ -148,8 +183,11 @@ def _answers(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, s
         low, high = document.bounds(i)
         text = document.seen[low:high]
         if role == "assistant":
-            wanted = _wanted(text)
+            shown = [kind for start, end, kind, _ in found if low <= start and end <= high and kind in (*PERSONAL, "address")]
+            wanted = _wanted(text) or ([*shown, "number"] if shown and "?" in text else [])
             asked, left = (wanted, PATIENCE) if wanted else (asked if left else [], left - 1)
+        elif role == "user" and (own := _wanted(text)) and any(c.isdigit() for c in text) and len(text.split()) <= 14:
+            asked, left = own, PATIENCE          # "my card is 4111 1111", and the rest in the next message
         elif role == "user" and asked and left > 0 and len(text) <= 60 and len(text.split()) <= 8:
             for match in _answer.finditer(text):
                 kind = asked[0]
@@ -168,25 +206,22 @@ _little = {"at", "dot", "and", "it", "is", "the"}
 
 def _wanted(text: str) -> list[str]:
     """The kinds of personal data that an agent's turn asks for, the last first; none where it asks for a number of the business."""
-    kinds = []
+    kinds, a_number = [], False
     for match in re.finditer(r"[^\W_]+(?:[-'][^\W\d_]+)*", text.casefold()):
         word = match.group()
-        kind = _kind_of_word(word)
+        kind = kind_of_word(word)
         if kind in PERSONAL or kind == "mail":
             kinds.append(PERSONAL.get(kind, "mail"))
         elif kind is not None and kind.startswith("id "):
             kinds.append("national_id")
         elif kind == "business":
             kinds.append("business")
-        elif word in known.ADDRESS_WORDS:
+        elif word in words_for("address"):
             kinds.append("address")
-    if addresses_said(text):
-        kinds.append("address")
+        a_number |= word in words_for("number")
+    if not kinds and a_number and "?" in text:
+        return ["phone"]
     return [] if "business" in kinds[-1:] else [kind for kind in reversed(kinds) if kind != "business"]
-
-
-def addresses_said(text: str) -> bool:
-    return next(iter(addresses(text, None)), None) is not None
 
 
 def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) -> Iterator[tuple[int, int, str, str]]:
@@ -208,6 +243,11 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
     for kind, form in forms:
         if len(form) >= 5 and seen.count(form[:3]) > 1:
             for match in re.finditer(r"[\W_]{0,3}".join(map(re.escape, form)), seen, re.IGNORECASE):
+                yield *match.span(), kind, "again"
+    for start, end, kind, _ in found:          # "ending in 1234"
+        digits = re.sub(r"\D", "", seen[start:end]) if kind in ("card", "iban", "account", "phone") else ""
+        if len(digits) >= 8 and seen.count(digits[-4:]) > 1:
+            for match in re.finditer(rf"(?<!\d){digits[-4:]}(?!\d)", seen):
                 yield *match.span(), kind, "again"
     for start, end, kind, _ in found:
         if kind == "address" and end - start >= 6:

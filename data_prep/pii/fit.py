@@ -22,7 +22,7 @@ from pathlib import Path
 from data_prep.artifacts import StageError
 from data_prep.conversation import Conversation, write_json
 from data_prep.pii.known import People
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, build_cues, build_words, everyday_words, frequencies, is_held_out, listed_names, phrases, shipped_words
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, build_cues, build_words, everyday_words, frequencies, is_held_out, listed_names, native_names, phrases, shipped_words
 from data_prep.pii.names import Turn, cues, features, is_candidate, sentence_key, turn_of
 from data_prep.pii.normalise import shadow
 
@@ -54,7 +54,7 @@ class Fit:
         language = locale.split("-")[0]
         if language not in self.by_language:
             ordinary, both = everyday_words(language)
-            self.by_language[language] = replace(self.base, language=language, ordinary=ordinary, both=both - self.held_out, cache={})
+            self.by_language[language] = replace(self.base, language=language, native=native_names(language, bool(self.held_out)), ordinary=ordinary, both=both - self.held_out, cache={})
         return self.by_language[language]
 
     def generalised(self, conversation: Conversation) -> tuple[dict, str | None]:
@@ -161,7 +161,7 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
         elif draw < 0.34:
             text, people_named = rng.choice([some("greets"), f"{some('greets')} {prose(1, 4)}", f"{some('thanks')} {prose(0, 3)}", f"{some('introduces')} {prose(1, 4)}", prose(1, 1)]), []
         elif draw < 0.46:
-            text = f"{some('greets').capitalize()} {rng.choice(['', '', some('titles') + ' '])}{name}{rng.choice(['', ',', '!', '.'])} {prose(0, 6)}"
+            text = f"{some('greets').capitalize()} {rng.choice(['', '', '', some('titles') + ' ', prose(1, 2).lower() + ' ', prose(1, 2).lower() + ', '])}{name}{rng.choice(['', ',', '!', '.'])} {prose(0, 6)}"
         elif draw < 0.52:
             text, asked = name, rng.random() < 0.5
         elif draw < 0.60:
@@ -201,6 +201,7 @@ def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator
         turn = turn_of(text, 0, len(text), by_agent, fit.lexicon(language), asked)
         # A hidden name has no flags, as a new one would have none.
         turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
+        turn.native = [native and word not in hidden for word, native in zip(turn.lower, turn.native, strict=True)]
         turn.flags = [0 if flags == ORDINARY and rng.random() < 0.4 else flags for flags in turn.flags]
         yield features(turn, cues(turn, fit.base)), _labels(turn, people)
 
@@ -257,7 +258,7 @@ class Learner:
         for message in conversation.messages:
             if message["role"] not in ("user", "assistant"):
                 continue
-            text, by_agent = shadow(message["content"]).text, message["role"] == "assistant"
+            text, by_agent = shadow(message["content"], conversation.locale.split("-")[0]).text, message["role"] == "assistant"
             turn = turn_of(text, 0, len(text), by_agent, lexicon)
             cue = cues(turn, lexicon)
             for i, word in enumerate(turn.words):

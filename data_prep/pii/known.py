@@ -15,12 +15,10 @@ from rapidfuzz.distance import DamerauLevenshtein
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.names import WORD
 
-ADDRESS_WORDS = {"address", "adress", "adresse", "adres", "dirección", "direccion", "indirizzo", "endereço", "endereco", "morada", "adresu", "adresa", "cím", "cim", "osoite", "osoitteesi",
-                 "διεύθυνση", "адрес", "адреса", "street", "postcode", "zip", "straße", "strasse", "gata", "postnummer", "plz", "huisnummer", "house"}
 KINDS = {"email": "email", "phone": "phone", "address": "address", "street": "address", "city": "address", "postcode": "address", "zip": "address",
          "iban": "iban", "card": "card", "national_id": "national_id", "personal_number": "national_id", "username": "name"}
 _digits = re.compile(r"\d(?:[ ()./_-]{0,2}\d){4,}")
-_handle = re.compile(r"(?<![\w@])[A-Za-z][\w.-]*[\w]")
+_handle = re.compile(r"(?<!\w)[^\W\d_][\w.'’-]*\w")
 
 
 @dataclass
@@ -31,6 +29,7 @@ class People:
     exact: dict[str, str] = field(default_factory=dict)       # other values → kind
     numbers: dict[str, str] = field(default_factory=dict)     # last digits of phones, ids … → kind
     full_names: list[str] = field(default_factory=list)
+    particles: set[str] = field(default_factory=set)          # small words inside their names: "van", "de la", "'t"
 
     @classmethod
     def of(cls, persons: Iterable[dict]) -> People:
@@ -42,6 +41,7 @@ class People:
                     continue
                 if key == "name" or key.endswith("_name"):
                     people.full_names.append(text)
+                    people.particles |= {piece.casefold() for piece in text.split() if piece.islower()}
                     for part in WORD.findall(text):
                         for piece in {part, *part.split("-")}:
                             if len(piece) > 1:
@@ -84,7 +84,8 @@ class People:
             word = match.group()
             if self._is_name(word, lexicon):
                 hits.append(match.span())
-                yield *match.span(), "name"
+                before = _particles.search(seen, max(0, match.start() - 20), match.start())
+                yield before.start() if before and any(word in self.particles for word in before.group().casefold().split()) else match.start(), match.end(), "name"
         for start, end in hits:          # an initial beside a name: "A. Berg", "Anna B."
             for pattern, low, high in ((_initial_before, max(0, start - 6), start), (_initial_after, end, end + 5)):
                 match = pattern.search(seen, low, high)
@@ -92,7 +93,7 @@ class People:
                     yield *match.span(1), "name"
         for match in _handle.finditer(seen):
             word = match.group()
-            if not word.isalpha() and any(len(part) >= 4 and part in plain(word) for part in self.parts):
+            if (not word.isalpha() or seen[match.start() - 1:match.start()] == "@") and any(len(part) >= 4 and plain(part) in plain(word) for part in self.parts):
                 yield *match.span(), "name"
         initials = [plain(name)[0] for full in self.full_names[:1] for name in full.split()]
         if len(initials) > 1:
@@ -109,6 +110,9 @@ class People:
         for part in self.parts:
             if len(part) < 4 or (part[0] != form[0] and part[1:] != form[1:]):
                 continue
+            shared = next((i for i, (one, other) in enumerate(zip(part, form, strict=False)) if one != other), min(len(part), len(form)))
+            if shared >= 3 and len(part) - shared <= min(3, len(part) - 3) and len(form) - shared <= 4 and (word[0].isupper() or (len(part) > 4 and not lexicon.flags(word.casefold()))):
+                return True                       # inflected with a change in the stem: Marek, Marka; Jonas, Jonui
             stem = part[:-1] if part[-1] in "aeiouyαοсая" and len(part) > 4 else part
             if form.startswith(stem) and len(form) - len(stem) <= 4:
                 return True                       # inflected: Annan, Kowalskiego, Bergin
@@ -118,5 +122,6 @@ class People:
         return len(compact) > 6 and any(len(a) > 2 and len(b) > 2 and compact == a + b for a in self.parts for b in self.parts if a != b)
 
 
+_particles = re.compile(r"(?<![\w'’])(?:[\w'’]{1,4} ){1,2}$")
 _initial_before = re.compile(r"(?<!\w)(\w)\.? ?(?:\w\. ?)?$")
 _initial_after = re.compile(r" (\w)(?!\w)\.?")

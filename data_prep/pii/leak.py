@@ -22,17 +22,25 @@ RESERVED_MAIL = re.compile(r"@example\.(com|org|net)$", re.IGNORECASE)
 _mail = re.compile(r"[^\s<>()\[\],;:\"']+@[^\s<>()\[\],;:\"']+\.\w+")
 _escape = re.compile(r"\\+u([0-9a-fA-F]{4})|%([2-7][0-9a-fA-F])")
 _digits = re.compile(r"\d(?:[ \t().\u2013-]{0,2}\d)+")
-_iban_like = re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}", re.IGNORECASE)
+_iban_like = re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", re.IGNORECASE)
 _no_digit = re.compile(r"\D")
 _word = re.compile(r"[^\W\d_]+")
-_secret = re.compile(r"(?:sk|pk|rk)_(?:live|test)_\w{8,}|gh[pousr]_\w{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w.-]{8,}"
-                     r"|(?:password|passwort|lösenord|wachtwoord|mot de passe|contraseña|hasło|pin|cvv|cvc)\s*(?:is|ist|är|:|=)\s*(?!\*)\S*\d\S*", re.IGNORECASE)
+_secret = re.compile(r"(?:sk|pk|rk)_(?:live|test)_\w{8,}|gh[pousr]_\w{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w.-]{8,}|(?<!\w)(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{32,}(?!\w)"
+                     r"|(?<!\w)(?:password|passwort|lösenord|lösenordet|wachtwoord|mot de passe|contraseña|hasło|pw|pwd|pin|cvv|cvc|api[ _-]?key|token|bearer)\s*(?:is|ist|är|est|es|:|=)?\s*(?!\*)\S*\d\S*", re.IGNORECASE)
 # Ids whose shape alone says what they are. (Runs of 9 to 11 digits pass some country's check too often to be called one.)
 _shaped = [(re.compile(pattern, re.IGNORECASE), get_cc_module(*module)) for pattern, module in (
-    (r"(?<!\w)\d{6}[-+ABCDEF]\d{3}[0-9A-Z](?!\w)", ("fi", "hetu")), (r"(?<!\w)[A-Z]{6}\d{2}[A-Z]\d{2}[A-Z]\d{3}[A-Z](?!\w)", ("it", "codicefiscale")), (r"(?<!\w)\d{6}[-+]\d{4}(?!\w)", ("se", "personnummer")),
-    (r"(?<!\w)756\.\d{4}\.\d{4}\.\d\d(?!\w)", ("ch", "ssn")), (r"(?<!\w)\d{6}/\d{3,4}(?!\w)", ("cz", "rc")), (r"(?<!\w)[12]\d{14}(?!\w)", ("fr", "nir")),
+    (r"(?<!\w)\d{6}[-+ABCDEF]\d{3}[0-9A-Z](?!\w)", ("fi", "hetu")), (r"(?<!\w)[A-Z]{6}\d{2}[A-Z]\d{2}[A-Z]\d{3}[A-Z](?!\w)", ("it", "codicefiscale")), (r"(?<!\w)(?:19|20)?\d{6}[-+ ]\d{4}(?!\w)", ("se", "personnummer")), (r"(?<!\w)(?:19|20)\d{10}(?!\w)", ("se", "personnummer")),
+    (r"(?<!\w)756\.\d{4}\.\d{4}\.\d\d(?!\w)", ("ch", "ssn")), (r"(?<!\w)\d{6}/\d{3,4}(?!\w)", ("cz", "rc")), (r"(?<!\w)[12](?: ?\d){14}(?!\w)", ("fr", "nir")),
     (r"(?<!\w)\d{2}\.\d{2}\.\d{2}-\d{3}\.\d{2}(?!\w)", ("be", "nn")), (r"(?<!\w)\d{8}-?[A-Z](?!\w)", ("es", "dni")), (r"(?<!\w)\d{7}[A-W][A-I]?(?!\w)", ("ie", "pps")), (r"(?<!\w)[1-8]\d{12}(?!\w)", ("ro", "cnp")),
     (r"(?<!\w)\d{3}-\d{2}-\d{4}(?!\w)", ("us", "ssn")))]
+
+
+# HMRC gives out no number that begins with D, F, I, Q, U or V; a stand-in begins with QQ.
+_nino = re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?: ?\d\d){3} ?[A-D](?!\w)", re.IGNORECASE)
+# Ids that are digits alone: only where a word says so.
+_digit_ids = {"GB": ("gb", "nhs"), "NL": ("nl", "bsn"), "DE": ("de", "idnr"), "AT": ("at", "vnr"), "NO": ("no", "fodselsnummer"), "DK": ("dk", "cpr"), "PT": ("pt", "nif"), "PL": ("pl", "pesel"), "CZ": ("cz", "rc"),
+              "SK": ("sk", "rc"), "GR": ("gr", "amka"), "CA": ("ca", "sin"), "BE": ("be", "nn")}
+_said_id = re.compile(r"nhs|insurance|nino|\bni\b|bsn|burgerservice|steuer|idnr|svnr|sozialversicherung|fødselsnummer|fnr|cpr|nif|contribuinte|pesel|rodn[éeí]|αμκα|amka|αφμ|\bsin\b|rijksregister|registre national|personn?ummer|pers\.?nr", re.IGNORECASE)
 
 
 def bare(text: str) -> str:
@@ -118,10 +126,14 @@ def _identifiers(whole: str, market: str | None) -> Iterable[str]:
         yield "a valid card number"
     if any(module.is_valid(match.group()) for pattern, module in _shaped for match in pattern.finditer(rest)):
         yield "a valid national id"
+    if _nino.search(rest) or (market in _digit_ids and any(
+            get_cc_module(*_digit_ids[market]).is_valid(re.sub(r"[ ./-]", "", match.group())) and _said_id.search(rest, max(0, match.start() - 60), match.start()) for match in _long_number.finditer(rest))):
+        yield "a valid national id"
     if any(_is_somebodys_phone(match.group(), market) for match in _phone_like.finditer(rest)):
         yield "a valid phone number"
 
 
+_long_number = re.compile(r"(?<!\w)\d(?:[ ./-]?\d){8,12}(?!\w)")
 _phone_like = re.compile(r"(?<![\w.,/-])(?:\+\d|\(\d|0\d|\d{2,4}[ -]\d{2,4}[ -])[\d ()./-]{5,18}\d(?![\w])")
 _no_phone = re.compile(r"\d{4}-\d\d-\d\d.*|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}.*|[\d.]+,\d\d")
 

@@ -12,12 +12,13 @@ import importlib
 import pkgutil
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from data_prep.pii.structured import announcing
+from data_prep.pii.structured import announcing, kind_of_word
 
 HERE = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -42,7 +43,7 @@ _STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th"
 class Lexicon:
     """What is known of the words of one language (`own`: word → Zipf frequency) by one artefact.
 
-    words: word in small letters → COMMON | FIRST | LAST. ordinary: everyday words of the language, both: those of them that
+    words: word in small letters → COMMON | FIRST | LAST. native: names that are usual where the language is spoken. ordinary: everyday words of the language, both: those of them that
     people are called as well. cues: first word → [(further words, kind of cue)]. slots: hashes of
     agent sentences whose gap holds a name. tagger: a pycrfsuite.Tagger or None. company: words that are never a name.
     """
@@ -51,6 +52,7 @@ class Lexicon:
     cues: dict[str, list[tuple[tuple[str, ...], str]]]
     particles: frozenset[str]
     language: str = "en"
+    native: frozenset[str] = frozenset()
     ordinary: frozenset[str] = frozenset()
     both: frozenset[str] = frozenset()
     slots: frozenset[str] = frozenset()
@@ -67,6 +69,8 @@ class Lexicon:
         return known
 
     def _flags(self, word: str) -> int:
+        if len(word) > 40:          # nobody is called that
+            return COMMON
         known = self.words.get(word, 0)
         if not known and not word.isascii():
             known = self.words.get(plain(word), 0)
@@ -74,6 +78,8 @@ class Lexicon:
             return known | COMMON if word not in self.ordinary or word in self.both else COMMON
         if word in self.both:
             return known | COMMON | FIRST
+        if not known and kind_of_word(word):
+            return COMMON
         zipf, witnesses = profile(word, self.language)
         is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
         if known:
@@ -81,7 +87,9 @@ class Lexicon:
         if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette
             parts = [self.flags(part) if len(part) > 2 else COMMON for part in re.split("['’-]", word) if part]
             both = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
-            return both & ~COMMON if both & (FIRST | LAST) else both
+            return both & ~COMMON if both & (FIRST | LAST) else COMMON if both & COMMON else both
+        if len(word) > 4 and not is_of_one_language and is_misspelt(word, self.language):
+            return ORDINARY
         return (COMMON if zipf >= 4.8 else ORDINARY) if is_of_one_language else 0
 
 
@@ -99,6 +107,22 @@ def frequencies(language: str) -> dict[str, float]:
     except LookupError:
         return {}
     return {word: 9 - place / 100 for place, words in enumerate(bins) for word in words}
+
+
+@functools.cache
+def _shortened(language: str) -> frozenset[str]:
+    """Frequent words with one letter left out."""
+    return frozenset(form for code in dict.fromkeys((language, "en")) for word, zipf in frequencies(code).items() if zipf >= 4.3 and len(word) > 4 for form in (word, *_without_one(word)))
+
+
+def _without_one(word: str) -> list[str]:
+    return [word[:place] + word[place + 1:] for place in range(len(word))]
+
+
+def is_misspelt(word: str, language: str) -> bool:
+    """Whether one wrong letter makes an unknown word out of a frequent one (deletions on both sides; Garbe's SymSpell)."""
+    shortened = _shortened(language)
+    return word in shortened or any(form in shortened for form in _without_one(word))
 
 
 def profile(word: str, language: str) -> tuple[float, int]:
@@ -131,6 +155,24 @@ def listed_names(hold_out: bool = False) -> tuple[dict[str, frozenset[str]], dic
                      for name in values}
             into[module.name] = frozenset(n for n in names if len(n) > 1 and not (hold_out and is_held_out(n)))
     return first, last
+
+
+@functools.cache
+def native_names(language: str, hold_out: bool = False) -> frozenset[str]:
+    """Names usual where a language is spoken, and first names that four countries or more share."""
+    first, last = listed_names(hold_out)
+    mine: set[str] = set()
+    for lists in (first, last):
+        for locale, names in lists.items():
+            if locale.split("_")[0] == language:
+                mine |= {part for name in names for part in name.casefold().split()}
+    return frozenset(form for word in mine | _wide_names(hold_out) for form in (word, plain(word)))
+
+
+@functools.cache
+def _wide_names(hold_out: bool) -> set[str]:
+    counted = Counter(name.casefold() for names in listed_names(hold_out)[0].values() for name in names)
+    return {name for name, count in counted.items() if count >= 4}
 
 
 @functools.cache

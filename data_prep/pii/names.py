@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, profile
 
-WORD = re.compile(r"[^\W\d_]+(?:['’ʼ-][^\W\d_]+)*")
+WORD = re.compile(r"(?<![\w#@/{\[])[^\W\d_]+(?:['’ʼ-][^\W\d_]+)*(?!\w|-\d|://)")
 STRONG = {"introduces", "speaks_to", "titles", "relatives", "asks", "slot"}
 _gap = re.compile(r"[ \t\n,.:;!?()\"“”«»*_-]*")
 
@@ -31,6 +31,7 @@ class Turn:
     by_agent: bool
     asked: bool = False         # the other side has just asked for a name
     language: str = "en"
+    native: list[bool] = field(default_factory=list)
     shouts: bool = False        # there is no small letter at all
 
 
@@ -44,16 +45,16 @@ def turn_of(text: str, start: int, end: int, by_agent: bool, lexicon: Lexicon, a
     gaps.append(text[position:end])
     lower = [word.casefold() for word in words]
     flags = lexicon.flags
-    return Turn(words, lower, spans, gaps, [flags(word) for word in lower], by_agent, asked, lexicon.language, not any(word.islower() for word in words))
+    return Turn(words, lower, spans, gaps, [flags(word) for word in lower], by_agent, asked, lexicon.language, [word in lexicon.native for word in lower], not any(word.islower() for word in words))
 
 
 def is_candidate(turn: Turn, i: int) -> bool:
     """Whether a word may be a name at all: an unknown one, or one that some people are called."""
     flags, word = turn.flags[i], turn.words[i]
-    if flags == COMMON or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
+    if (flags & COMMON and (not flags & (FIRST | LAST) or word.islower()) and not turn.asked) or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
         return False
     if flags == ORDINARY and word.islower():          # a name in small letters stands where names stand
-        return len(turn.words) < 4 or any(c in ",\n" for c in turn.gaps[i] + turn.gaps[i + 1])
+        return len(turn.words) < 3 or (len(turn.words) < 6 and any(c in ",\n" for c in turn.gaps[i] + turn.gaps[i + 1]))
     return bool(flags) or len(word) > 2 or word[0].isupper()
 
 
@@ -108,7 +109,8 @@ def features(turn: Turn, cue: dict[int, str], hidden: frozenset[str] = frozenset
         after2 = "$" if i + 2 >= count else _seen(turn, i + 2)
         zipf, witnesses = profile(lower, turn.language)
         seen = f"{int(zipf * 2) / 2 if zipf >= 2.5 else 0}w{min(witnesses, 4)}"
-        row = ["b", f"f={seen}", f"f={seen} g={listed}", f"f={seen} s={shape} {turn.language == 'de'}", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
+        native = turn.native[i]
+        row = ["b", f"nat={native} {shape}", f"f={seen}", f"f={seen} g={listed}", f"f={seen} s={shape} {turn.language == 'de'}", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
                f"-1={before}", f"+1={after}", f"-2={before2}|{before}", f"+2={after}|{after2}", f"around={before}|{after}",
                f"3={lower[-3:]}", f"2={lower[-2:]}", f"p2={lower[:2]}", f"z={min(len(lower), 9)}", f"k={cue.get(i, '')}", f"k={cue.get(i, '')} g={listed} s={shape}", f"a={turn.asked:d} n={min(count, 4)}"]
         if i and turn.gaps[i].strip():
@@ -148,7 +150,7 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
         cue |= dict.fromkeys(candidates, "slot")
     chosen: dict[int, str] = {}
     for i in candidates:
-        detector = _by_rule(turn, i, cue)
+        detector = _by_rule(turn, i, cue, lexicon)
         if detector:
             chosen[i] = detector
     if lexicon.tagger is not None and len(chosen) < len(candidates):
@@ -160,7 +162,7 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
     return list(_joined(turn, chosen, lexicon))
 
 
-def _by_rule(turn: Turn, i: int, cue: dict[int, str]) -> str | None:
+def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str | None:
     word, flags = turn.words[i], turn.flags[i]
     is_capital = word[0].isupper()
     is_listed = bool(flags & (FIRST | LAST))
@@ -175,7 +177,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str]) -> str | None:
         return "cue"
     if turn.asked and len(turn.words) <= 4 and not flags & COMMON:
         return "cue"
-    if is_listed and not flags & COMMON and len(word) > 2 and (is_capital or len(word) > 3):
+    if is_listed and not flags & COMMON and len(word) > 2 and (is_capital or (len(word) > 3 and turn.lower[i] in lexicon.native)):
         return "list"
     return None
 

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from num2words import num2words
 
 SPELLED = 4          # so many number words in a row are read as digits; fewer are prose
 
-_escaped = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,8});|%[2-7][0-9a-fA-F]|\\+u[0-9a-fA-F]{4}|\\+[nrt/\"]")
+_escaped = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,8});|%[2-7][0-9a-fA-F]|\\+u[0-9a-fA-F]{4}|\\+[nrt/\"]|</?(?:br|b|i|p|span|div|em|strong|td|tr|li|u)(?:\s[^<>]{0,80})?/?>", re.IGNORECASE)
 _escapes = {"n": "\n", "r": "\r", "t": "\t", "/": "/", '"': '"'}
 _word = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_word_or_digits = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+")
 _between = re.compile(r"[\s,.\-–]{1,3}")
 _lookalike = str.maketrans(dict(zip("аеорсхуіѕјԁԛԝАВЕКМНОРСТХІЅЈУαορνικυΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcxyisjdqwABEKMHOPCTXISJYaopvikuABEZHIKMNOPTYX", strict=True)))
-_foreign = re.compile(r"\S*[\u0370-\u052f]\S*")
+_foreign = re.compile("[\u0370-\u052f]")
+_latin = re.compile("[A-Za-z0-9@]")
+_token = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,17 @@ class Shadow:
     text: str
     starts: list[int] | None = None
     ends: list[int] | None = None
+    spelled: tuple[tuple[int, int], ...] = ()          # where digits stand that words say
 
     def original(self, start: int, end: int) -> tuple[int, int]:
         """The span of the original that the shadow's [start, end) stands for; start < end."""
         return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
 
 
-def shadow(text: str) -> Shadow:
-    """The shadow of a text, in time linear in its length."""
-    if text.isascii() and not ("&" in text or "%" in text or "\\" in text):
-        return _spelled(Shadow(text))
+def shadow(text: str, language: str = "en") -> Shadow:
+    """The shadow of a text, in time linear in its length. language: whose number words to read, beside English ones."""
+    if text.isascii() and not ("&" in text or "%" in text or "\\" in text or "<" in text):
+        return _spelled(Shadow(text), language)
     characters: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -56,8 +61,9 @@ def shadow(text: str) -> Shadow:
                 _put(character, match.start(), match.end(), characters, starts, ends)
             position = match.end()
     plain = "".join(characters)
-    plain = _foreign.sub(lambda m: m.group().translate(_lookalike) if re.search(r"[A-Za-z0-9@]", m.group()) else m.group(), plain)
-    return _spelled(Shadow(plain, starts, ends))
+    if _foreign.search(plain):
+        plain = _token.sub(lambda m: m.group().translate(_lookalike) if _foreign.search(m.group()) and _latin.search(m.group()) else m.group(), plain)
+    return _spelled(Shadow(plain, starts, ends), language)
 
 
 def _put(character: str, start: int, end: int, characters: list[str], starts: list[int], ends: list[int]) -> None:
@@ -97,6 +103,8 @@ def _folded(character: str) -> str:
 
 
 def _unescaped(sequence: str) -> str:
+    if sequence[0] == "<":
+        return " "
     if sequence[0] == "&":
         return html.unescape(sequence)
     if sequence[0] == "%":
@@ -111,79 +119,120 @@ def _unescaped(sequence: str) -> str:
 
 
 @functools.cache
-def number_words() -> tuple[dict[str, str], dict[str, int]]:
-    """(word → digits, word → how often the next one counts) over all languages: "sju" → "7", "einundzwanzig" → "21", "double" → 2."""
-    values: dict[str, str] = {}
+def number_words(language: str) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], dict[str, int]]:
+    """(first word → [(further words, digits)], the longest first; word → how often the next number counts), in a language and
+    in English: "sju" → "7", "quatre vingt dix sept" → "97", "double" → 2. Up to 99, by num2words where it has the language."""
+    table = yaml.load((Path(__file__).parent / "digits.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["languages"]
+    spoken: dict[tuple[str, ...], str] = {}
     times: dict[str, int] = {}
-    for table in yaml.load((Path(__file__).parent / "digits.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["languages"].values():
-        units = [str(forms).casefold().split() for forms in table["digits"]]
+    for code in dict.fromkeys((language, "en")):
+        row = table.get(code, {"digits": []})
+        units = [str(forms).casefold().split() for forms in row["digits"]]
         for number, forms in enumerate(units):
-            values.update({form: str(number) for form in forms if form not in values})
-        for ten, forms in enumerate(table.get("tens", []), 2):
+            spoken.update({tuple(_pieces(form)): str(number) for form in forms})
+        for ten, forms in enumerate(row.get("tens", []), 2):
             for form in str(forms).casefold().split():
-                values.setdefault(form, f"{ten}0")
-                if "inverted" in table:
-                    values.update({unit + table["inverted"] + form: f"{ten}{n}" for n, each in enumerate(units) if n for unit in each})
+                spoken.setdefault((form,), f"{ten}0")
+                for unit in (unit for each in units[1:] for unit in each):
+                    number = f"{ten}{next(n for n, each in enumerate(units) if unit in each)}"
+                    spoken.setdefault((form, unit), number)
+                    spoken.setdefault((form + unit,), number)
+                    if "and" in row:
+                        spoken.setdefault((form, row["and"], unit), number)
+                    if "inverted" in row:
+                        spoken.setdefault((unit + row["inverted"] + form,), number)
+        for number in range(10, 100):
+            try:
+                spoken.setdefault(tuple(_pieces(num2words(number, lang=code).casefold())), str(number))
+            except NotImplementedError:
+                break
         for key, count in (("double", 2), ("triple", 3)):
-            times.update(dict.fromkeys(str(table.get(key, "")).casefold().split(), count))
-    return values, times
+            times.update(dict.fromkeys(str(row.get(key, "")).casefold().split(), count))
+    by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for words, digits in spoken.items():
+        by_first.setdefault(words[0], []).append((words[1:], digits))
+    return {first: sorted(rows, key=lambda row: -len(row[0])) for first, rows in by_first.items()}, times
 
 
-def _spelled(plain: Shadow) -> Shadow:
+def _pieces(phrase: str) -> list[str]:
+    return _word.findall(phrase)
+
+
+@dataclass(slots=True)
+class _Said:
+    """Digits, and where they are said; from_words: by words, not by numerals."""
+
+    digits: str
+    start: int
+    end: int
+    from_words: bool
+
+
+def _spelled(plain: Shadow, language: str) -> Shadow:
     """The shadow with runs of number words written as digits."""
-    values, times = number_words()
-    if sum(word.strip(".,;:!?").casefold() in values for word in plain.text.split()) < SPELLED - 1 and "-" not in plain.text and "," not in plain.text:
+    spoken, times = number_words(language)
+    if sum(word.strip(".,;:!?").casefold() in spoken for word in plain.text.split()) < 2 and "-" not in plain.text and "," not in plain.text:
         return plain
-    runs = [run for run in _runs(plain.text, values, times) if sum(match.group().casefold() in values for match in run) >= SPELLED]
+    runs = [run for run in _runs(plain.text, spoken, times) if sum(said.from_words for said in run) >= 2 and sum(len(said.digits) for said in run) >= SPELLED + any(len(said.digits) > 1 for said in run)]
     if not runs:
         return plain
     characters: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
-    position = 0
+    position, spelled = 0, []
     for run in [*runs, None]:
-        stop = run[0].start() if run else len(plain.text)
+        stop = run[0].start if run else len(plain.text)
         for index in range(position, stop):
             start, end = plain.original(index, index + 1)
             characters.append(plain.text[index])
             starts.append(start)
             ends.append(end)
         if run:
-            for digit, match in _digits(run, values, times):
-                start, end = plain.original(match.start(), match.end())
-                characters.append(digit)
-                starts.append(start)
-                ends.append(end)
-            position = run[-1].end()
-    return Shadow("".join(characters), starts, ends)
+            spelled.append((len(characters), len(characters) + sum(len(said.digits) for said in run)))
+            for said in run:
+                start, end = plain.original(said.start, said.end)
+                characters += said.digits
+                starts += [start] * len(said.digits)
+                ends += [end] * len(said.digits)
+            position = run[-1].end
+    return Shadow("".join(characters), starts, ends, tuple(spelled))
 
 
-def _runs(text: str, values: dict, times: dict) -> list[list[re.Match]]:
-    """Runs of number words, and words like "double", with little between them."""
-    runs: list[list[re.Match]] = []
-    for match in _word.finditer(text):
-        if match.group().casefold() not in values and match.group().casefold() not in times:
+def _runs(text: str, spoken: dict, times: dict) -> list[list[_Said]]:
+    """Numbers, in words and numerals, with little between them."""
+    words = list(_word_or_digits.finditer(text))
+    runs: list[list[_Said]] = []
+    at, end, repeat = 0, -1, None
+    while at < len(words):
+        match = words[at]
+        word = match.group().casefold()
+        if word in times and repeat is None:
+            repeat, at = match, at + 1
             continue
-        if runs and _between.fullmatch(text, runs[-1][-1].end(), match.start()):
-            runs[-1].append(match)
+        said = _number_at(words, at, spoken)
+        if said is None:
+            repeat, at = None, at + 1
+            continue
+        digits, stop = said
+        start = match.start()
+        if repeat is not None and _between.fullmatch(text, repeat.end(), start):
+            digits, start = digits * times[repeat.group().casefold()], repeat.start()
+        repeat = None
+        found = _Said(digits, start, words[stop - 1].end(), not word.isdigit())
+        if runs and end >= 0 and _between.fullmatch(text, end, found.start):
+            runs[-1].append(found)
         else:
-            runs.append([match])
+            runs.append([found])
+        end, at = found.end, stop
     return runs
 
 
-def _digits(run: list[re.Match], values: dict, times: dict) -> list[tuple[str, re.Match]]:
-    """Each digit that a run says, with the word that says it: "twenty" and "one" make 21, "double seven" 77."""
-    digits: list[tuple[str, re.Match]] = []
-    repeat, after_ten = 1, False
-    for match in run:
-        word = match.group().casefold()
-        if word in times:
-            repeat, after_ten = times[word], False
-            continue
-        value = values[word]
-        if after_ten and len(value) == 1 and value != "0":
-            digits[-1] = (value, match)
-        else:
-            digits += [(digit, match) for digit in value * repeat]
-        after_ten, repeat = len(value) == 2 and value.endswith("0"), 1
-    return digits
+def _number_at(words: list[re.Match], at: int, spoken: dict) -> tuple[str, int] | None:
+    """(digits, index behind them) of the longest number that begins at a word."""
+    word = words[at].group().casefold()
+    if word.isdigit():
+        return word, at + 1
+    for rest, digits in spoken.get(word, ()):
+        if len(rest) <= len(words) - at - 1 and all(words[at + 1 + i].group().casefold() == each for i, each in enumerate(rest)) and words[at + len(rest)].end() - words[at].start() < 40:
+            return digits, at + 1 + len(rest)
+    return None

@@ -9,6 +9,7 @@ speak for it.
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib
 import ipaddress
@@ -35,8 +36,8 @@ LONGEST = 20            # digits of one identifier
 _email = r"[A-Za-z0-9_.+%'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.)+[A-Za-z]{2,24}"
 _domains = ("com|org|net|edu|gov|info|biz|eu|io|co\\.uk|org\\.uk|ac\\.uk|gov\\.uk|de|fr|nl|se|dk|fi|pl|es|pt|cz|sk|ch|gr|ro|hu|ie|us|ca|ru|ua|bg|hr|lt|lv|ee|tr|shop|app|dev|online|store")
 _url = rf"(?:https?://|www\.)[^\s<>\"'\\]+|[A-Za-z0-9-]{{1,63}}(?:\.[A-Za-z0-9-]{{1,63}}){{0,4}}\.(?:{_domains})(?:/[^\s<>\"'\\]*|\b)"
-_iban = r"[A-Za-z]{2}[ -]?[0-9]{2}(?:[ -]{0,2}[A-Za-z0-9]){11,32}"
-_run = r"\+?[(]?[0-9](?:[ ()./:_*\n\t\r\x1e-]{0,4}[0-9])+"
+_iban = r"[A-Za-z]{2}[ .-]?[0-9OolI]{2}(?:[ .\n-]{0,2}[A-Za-z0-9]){11,32}"
+_run = r"\+?[(]?[0-9](?:[ ()./:_*`\n\t\r-]{0,4}[0-9])+"
 _ipv6 = r"[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){3,7}"
 _token = r"(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]{8,}|[Bb]earer [A-Za-z0-9._-]{16,}"
 CANDIDATE = f"(?P<email>{_email})|(?P<secret>{_token})|(?P<url>{_url})|(?P<iban>{_iban})|(?P<ipv6>{_ipv6})|(?P<run>{_run})"
@@ -45,16 +46,16 @@ _group = re.compile(r"\d+")
 
 
 @functools.cache
-def scan(linear: bool = True) -> Callable[[str, int], tuple[int, int, str] | None]:
+def scan(linear: bool = True) -> Callable[[bytes, int], tuple[int, int, str] | None]:
     """A function (ASCII text, position) → (start, end, kind of candidate) or None; by RE2 if it is there and wanted."""
     if linear and re2 is not None:
         options = re2.Options()
         options.max_mem = 64 << 20
-        pattern = re2.compile(CANDIDATE, options)
+        pattern = re2.compile(CANDIDATE.encode(), options)
     else:
-        pattern = re.compile(CANDIDATE)
+        pattern = re.compile(CANDIDATE.encode())
 
-    def find(text: str, position: int) -> tuple[int, int, str] | None:
+    def find(text: bytes, position: int) -> tuple[int, int, str] | None:
         match = pattern.search(text, position)
         return match and (*match.span(), match.lastgroup)
     return find
@@ -114,7 +115,11 @@ def iban_end(text: str, start: int, stop: int) -> int:
         if text[position].isalnum():
             compact += text[position]
         position += 1
-    return position if len(compact) == length and iban.is_valid(compact) else 0
+    meant = compact[:2] + compact[2:].translate(_LOOK_LIKE_DIGITS)
+    return position if len(compact) == length and (iban.is_valid(compact) or iban.is_valid(compact[:2] + meant[2:4] + compact[4:]) or iban.is_valid(meant)) else 0
+
+
+_LOOK_LIKE_DIGITS = str.maketrans("OolI", "0011")
 
 
 # Length of an IBAN by country (ISO 13616 registry).
@@ -141,16 +146,29 @@ ANNOUNCED = ("business", "card", "account", "phone", "mail", "document", "secret
 
 
 @functools.cache
+def words_for(kind: str) -> frozenset[str]:
+    """The words of announce.yaml that ask for a name, an address or a number without saying of what."""
+    table = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
+    return frozenset(str(word).casefold() for word in table[kind])
+
+
+@functools.cache
 def _phrases() -> re.Pattern:
     return re.compile("|".join(re.escape(phrase) for phrase in sorted(announcing()[2], key=len, reverse=True)))
 
 
 @functools.lru_cache(1 << 16)
-def _kind_of_word(word: str) -> str | None:
+def kind_of_word(word: str) -> str | None:
+    if len(word) > 40:
+        return None
     words, begins, _ = announcing()
-    if word in words:
-        return words[word]
-    return next((begins[word[:n]] for n in range(len(word), 2, -1) if word[:n] in begins), None)
+    known = words.get(word) or next((begins[word[:n]] for n in range(len(word), 2, -1) if word[:n] in begins), None)
+    if known or len(word) < 5:
+        return known
+    for swapped in (word[:i] + word[i + 1] + word[i] + word[i + 2:] for i in range(min(len(word) - 1, 8))):          # "mboil", "tleefon"
+        if swapped in words or any(swapped[:n] in begins for n in range(5, len(word) + 1)):
+            return words.get(swapped) or next(begins[swapped[:n]] for n in range(len(word), 4, -1) if swapped[:n] in begins)
+    return None
 
 
 _cue_word = re.compile(r"[^\W_]+(?:[-'][^\W\d_]+)*")
@@ -163,9 +181,9 @@ def announced(seen: str, start: int) -> list[str]:
         before = " " * (len(before) - len(before.lstrip("abcdefghijklmnopqrstuvwxyz"))) + before.lstrip("abcdefghijklmnopqrstuvwxyz")
     found = []
     for match in _cue_word.finditer(before):
-        kind = _kind_of_word(match.group())
+        kind = kind_of_word(match.group())
         for part in match.group().split("-") if kind is None and "-" in match.group() else ():
-            kind = kind or _kind_of_word(part)
+            kind = kind or kind_of_word(part)
         if kind:
             found.append((match.start(), kind))
     found += [(match.start(), announcing()[2][match.group()]) for match in _phrases().finditer(before)]
@@ -178,6 +196,7 @@ def structured(seen: str, market: str | None, linear: bool = True) -> list[tuple
     market: two-letter country of the conversation, or None: then only ids whose words announce them are looked for.
     """
     found = [(*match.span(), "email") for match in _said_mail().finditer(seen)] if _may_say_mail().search(seen) else []
+    found += [(*match.span(), "email") for match in _bare_provider().finditer(seen) if "mail" in announced(seen, match.start())]
     if _worth_a_scan.search(seen):
         searched = seen if seen.isascii() else seen.translate(_to_ascii)
         found += _found(seen, searched, market, scan(linear))
@@ -197,8 +216,8 @@ _worth_a_scan = re.compile(r"[@\d]|\w\.\w|://|_|[Bb]earer")
 
 
 def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iterator[tuple[int, int, str]]:
-    position = 0
-    while match := find(searched, position):
+    position, raw = 0, searched.encode()
+    while match := find(raw, position):
         start, end, kind = match
         position = end
         if kind == "email":
@@ -206,7 +225,12 @@ def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iter
         elif kind == "secret":
             yield start, end, "secret"
         elif kind == "url":
-            yield start, start + len(searched[start:end].rstrip(".,;:!?)]}")), "url"
+            host = _made_up_host.match(searched[start:end])
+            if host:
+                position = start + host.end()          # what follows may still tell somebody's mail
+                yield from ((start + token.start(), start + token.end(), "secret") for token in _long_token.finditer(searched[start:end]))
+            else:
+                yield start, start + len(searched[start:end].rstrip(".,;:!?)]}")), "url"
         elif kind == "ipv6":
             if _is_ipv6(searched[start:end]):
                 yield start, end, "ip"
@@ -216,7 +240,7 @@ def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iter
             yield start, stop, "iban"
             position = stop
         elif kind == "iban":
-            position = yield from _numbers_within(seen, searched, start + 2, end, market)
+            position = start + 2            # digits in it may be another thing
         else:
             yield from _numbers(seen, searched, start, end, market)
     if market in markets() and (shape := markets()[market].shape):
@@ -224,13 +248,38 @@ def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iter
             bare = re.sub(r"[ .]", "", match.group())
             if any(check(bare) for check in markets()[market].checks) or f"id {market}" in announced(seen, match.start()):
                 yield match.start(), match.end(), "national_id"
+    for match in _mac.finditer(searched):
+        if announced(seen, match.start())[:1] not in (["business"], ["version"]):
+            yield *match.span(), "document"
+    for match in _base64.finditer(searched):
+        if _holds_mail(match.group()):
+            yield *match.span(), "secret"
     for match in _mixed.finditer(searched):          # passport, licence, password, PIN: letters and digits that a word announces
         kinds = announced(seen, match.start())[:1]
         if kinds in (["document"], ["secret"], ["device"]) and any(c.isdigit() for c in match.group()):
             yield match.start(), match.end(), "secret" if kinds == ["secret"] else "document"
 
 
-_mixed = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9!#$%&*+/?@_-]{0,31}[0-9])[A-Za-z0-9][A-Za-z0-9!#$%&*+/?@_-]{2,31}")
+_mac = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}([:-]))(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])")
+_base64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,400}={0,2}")
+
+
+def _holds_mail(text: str) -> bool:
+    try:
+        said = base64.b64decode(text.rstrip("=").replace("-", "+").replace("_", "/") + "=" * (-len(text.rstrip("=")) % 4))
+    except ValueError:
+        return False
+    return re.search(rb"[\w.+-]+@[\w-]+\.\w", said) is not None
+
+
+_mixed = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z0-9!#$%&*+/?@_-]{0,127}[0-9])[A-Za-z0-9_][A-Za-z0-9!#$%&*+/?@_-]{2,127}")
+
+
+# Names that never resolve (RFC 2606, RFC 6761): nobody's page.
+_made_up_host = re.compile(r"(?:https?://)?(?:[\w-]{1,63}\.){0,4}(?:example(?:\.(?:com|org|net))?|test|invalid|localhost)(?:[/:?]|$)", re.IGNORECASE)
+
+
+_long_token = re.compile(r"(?<![\w-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}")
 
 
 def _numbers_within(seen: str, searched: str, start: int, end: int, market: str | None) -> Iterator[tuple[int, int, str]]:
@@ -251,10 +300,8 @@ def _is_ipv6(text: str) -> bool:
 
 def _iban_stop(seen: str, searched: str, start: int, end: int) -> int:
     """Where the IBAN that begins at `start` ends, a mistyped one that is announced included; 0 where there is none."""
-    if start and searched[start - 1].isalnum() and seen[start - 1].isalnum():
-        return 0
     stop = iban_end(searched, start, len(searched))
-    if stop or searched[start:start + 2].upper() not in IBAN_LENGTHS:
+    if stop or (start and searched[start - 1].isalnum()) or searched[start:start + 2].upper() not in IBAN_LENGTHS:
         return stop
     kept = _until_word(searched[start:end])
     compact = re.sub("[^A-Za-z0-9]", "", kept)
@@ -316,26 +363,32 @@ def _numbers(seen: str, searched: str, start: int, end: int, market: str | None)
 def _is_label(searched: str, begin: int) -> bool:
     """Whether the letters that touch a number are a word that announces it: "card4111…"."""
     word = re.search(r"[A-Za-z]+$", searched[max(0, begin - 20):begin])
-    return word is not None and _kind_of_word(word.group().casefold()) is not None
+    return word is not None and kind_of_word(word.group().casefold()) is not None
 
 
 def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: str | None) -> str | None:
     """What a number is: a kind of personal data, "business" where it is declared one as a whole, or None."""
     count, written = len(digits), searched[start:end]
-    if 12 <= count <= 19 and is_card(digits):
+    if 14 <= count <= 19 and is_card(digits):
         return "card"
     if count < 6 and not (count >= 3 and start and written == digits):
         return None
     cues = announced(seen, start)
     nearest = cues[0] if cues else None
-    if _ipv4.fullmatch(written):
-        octets = [int(part) for part in written.split(".")]
-        is_address = max(octets) < 256 and nearest != "version" and (nearest == "address_of_network" or sum(octet > 15 for octet in octets) >= 2)
+    octets = [int(part) for part in written.split(".")] if _ipv4.fullmatch(written) else [999]
+    if max(octets) < 256 and not (nearest == "phone" and count >= 8):
+        is_address = nearest != "version" and (nearest == "address_of_network" or sum(octet > 15 for octet in octets) >= 2)
         return "ip" if is_address else "business"
+    if nearest == "card" and 4 <= count <= 11 and not _not_a_phone.fullmatch(written) and not _unit.match(seen, end):
+        return "card"                           # a part of one: "ending in 1234", "the first half is 4111 1111"
     if nearest == "secret" and written == digits and 3 <= count <= 8:
         return "secret"
     if count < 6:
         return None
+    if count in (12, 13) and nearest != "business" and is_card(digits):
+        return "card"
+    if count == 15 and luhn.is_valid(digits) and nearest != "business":          # IMEI (3GPP TS 23.003)
+        return "document"
     if nearest in ("document", "device") and count <= 17:
         return "document"
     is_business = nearest in ("business", "version", "amount") or _date.match(searched, start) is not None or seen[max(0, start - 3):start] == "10." or _unit.match(seen, end) is not None
@@ -359,17 +412,21 @@ _unlike_an_id = re.compile(r"[:_*]|\d[()]")
 _ipv4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _unit = re.compile(r" ?(?:[€$£%°]|(?:kr|sek|nok|dkk|eur|euro|usd|gbp|pln|zł|kč|ft|lei|pcs|st|stk|x|mm|cm|m|km|kg|g|gb|mb|kb|mhz|ghz|ms|ml|l|w|mah|px|rpm)\b)", re.IGNORECASE)
 _date = re.compile(r"(?:19|20)\d{2}[-./](?:0?[1-9]|1[0-2])[-./](?:[0-2]?\d|3[01])(?!\d)|(?:[0-2]?\d|3[01])[-./](?:0?[1-9]|1[0-2])[-./](?:19|20)\d{2}(?!\d)")
-_not_a_phone = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}(?: \d{1,2}[:.]\d{2})?|\d{1,3}(?:[.,' ]\d{3})*[.,]\d{1,2}|\d{1,2}:\d{2}.*|(?:\d{1,3}\.){3}\d{1,3}|\d+(?:\.\d+){2,}")
+_not_a_phone = re.compile(r"(?:[0-2]?\d|3[01])[./-](?:0?[1-9]|1[0-2])[./-](?:\d{2}|(?:19|20)\d{2})(?: \d{1,2}[:.]\d{2})?|(?:19|20)\d{2}[./-](?:0?[1-9]|1[0-2])[./-](?:[0-2]?\d|3[01])(?: \d{1,2}[:.]\d{2})?"
+                          r"|\d{1,3}(?:[.,' ]\d{3})*[.,]\d{1,2}|\d{1,2}:\d{2}.*|(?:\d{1,3}\.){3}\d{1,3}|\d+(?:\.\d)+(?:\.\d+)*|\d{1,3}(?:\.\d{1,3}){2}")
 
 
 def _is_phone(searched: str, start: int, end: int, digits: str, market: str | None, nearest: str | None, is_business: bool) -> bool:
     plus = searched[max(0, start - 2):start].strip("( ").endswith("+") or digits.startswith("00")
     written = searched[start:end]
-    if nearest == "phone" and not _not_a_phone.fullmatch(written):
+    dotted = "." in written and (digits.startswith("0") or (market in markets() and markets()[market].bare_phone)) and count_of_groups(written) >= 3 and 9 <= len(digits) <= 11
+    if nearest == "phone" and (len(digits) >= 8 or not _not_a_phone.fullmatch(written)) and not (_date.fullmatch(written)):
         return True
-    if plus and "_" not in written and "*" not in written:
+    if plus and "(0)" in written:          # +36 (0)20 668 8507
+        digits = re.sub(r"\D", "", written.replace("(0)", ""))
+    if plus and not _no_phones_sign.search(written):
         return _is_phone_number("+" + digits.removeprefix("00"), None, phonenumbers.is_possible_number)
-    if is_business or market is None or _not_a_phone.fullmatch(written) or "_" in written or "*" in written or ":" in written:
+    if is_business or market is None or (_not_a_phone.fullmatch(written) and not dotted) or _no_phones_sign.search(written):
         return False
     is_grouped = written != digits
     country = markets().get(market)
@@ -377,6 +434,13 @@ def _is_phone(searched: str, start: int, end: int, digits: str, market: str | No
         return False
     return (digits.startswith("0") or is_grouped or len(digits) >= 9) and _is_phone_number(digits, market, lambda number: any(
         phonenumbers.is_valid_number_for_region(number, region) for region in NEIGHBOURS.get(market, (market,))))
+
+
+_no_phones_sign = re.compile(r"(?<!\*)\*(?!\*)|:|__")
+
+
+def count_of_groups(written: str) -> int:
+    return len(_group.findall(written))
 
 
 def _is_phone_number(number: str, region: str | None, judge: Callable) -> bool:
@@ -390,7 +454,7 @@ def _is_phone_number(number: str, region: str | None, judge: Callable) -> bool:
 def _may_say_mail() -> re.Pattern:
     """Without one of these words no address is being spelled out."""
     words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
-    return re.compile("|".join(re.escape(word) for word in [" at ", "@", "(at)", "[at]", "{at}", *words["at"][1:]]), re.IGNORECASE)
+    return re.compile("|".join(re.escape(word) for word in [" at ", "@", "(at)", "[at]", "{at}", "<at>", "_at_", "(a)", "[a]", " chez ", " bei ", " bij ", *words["at"][1:]]), re.IGNORECASE)
 
 
 @functools.cache
@@ -401,10 +465,19 @@ def _said_mail() -> re.Pattern:
     dot = "|".join(re.escape(word) for word in words["dot"])
     provider = "|".join(words["providers"])
     dotted = rf"(?: ?[(\[{{] ?(?:{dot}|\.) ?[)\]}}] ?| (?:{dot}) | ?\. ?)"
-    local, part = r"[\w+-]{1,40}", r"[\w-]{1,40}"
-    clear_at = rf"(?: ?[(\[{{<] ?(?:{at}|@|a) ?[)\]}}>] ?| ?@ ?| (?:{at.replace('at|', '', 1)}) )"
+    local, part = r"[\w+'-]{1,40}", r"[\w-]{1,40}"
+    bracketed = rf" ?[(\[{{<] ?(?:{at}|@|a) ?[)\]}}>] ?|_at_"
+    clear_at = rf"(?:{bracketed}| ?@ ?| (?:{at.replace('at|', '', 1)}) )"
+    letters = r"(?:\w(?: ?[-._] ?| )){3,60}\w"
     return re.compile(
         rf"(?<!\w){local}(?:{dotted}{local}){{0,4}}{clear_at}{part}(?:{dotted}{part}){{1,4}}(?!\w)"
-        rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}} at {part}(?:(?: ?[(\[{{] ?(?:{dot}) ?[)\]}}] ?| (?:{dot}) ){part}){{1,4}}(?!\w)"
-        rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}}(?:{clear_at}| at )(?:{provider})(?:{dotted}{part}){{0,3}}(?!\w)"
-        rf"|(?<!\w)(?:\w[ .]){{2,40}}?\w? ?@ ?(?:\w[ .]{{1,3}}){{3,40}}\w(?!\w)", re.IGNORECASE)
+        rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}} (?:at|chez|bei|bij) {part}(?:(?: ?[(\[{{] ?(?:{dot}) ?[)\]}}] ?| (?:{dot}) ){part}){{1,4}}(?!\w)"
+        rf"|(?<!\w){local}(?:{dotted}{local}){{0,4}}(?:{clear_at}| at )(?:{provider})(?:{dotted}{part}|[ ,.](?:com|net|org|de|fr|se|nl|pl|es|it|co\.uk)){{0,3}}(?!\w)"
+        rf"|(?<!\w){letters} ?(?:@|{at}|{bracketed}) ?(?:{letters}|{part}(?:{dotted}{part}){{1,3}})(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def _bare_provider() -> re.Pattern:
+    """"anna.berg gmail": a name that cannot be a word, and a provider's, where a mail address is asked for or announced."""
+    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
+    return re.compile(rf"(?<![\w.+-])(?=[\w+-]{{0,40}}[._+\d])[\w.+-]{{2,64}} (?:{'|'.join(words['providers'])})(?!\w)", re.IGNORECASE)

@@ -221,6 +221,8 @@ class Surrogates:
         return made
 
     def _national_id(self, text: str) -> str:
+        if re.fullmatch(r"[A-Za-z]{2}(?: ?\d\d){3} ?[A-Da-d]", text):
+            text = (reserved()["nino"] if text[0].isupper() else reserved()["nino"].lower()) + text[2:]
         number = self.number("national_id", text)
         for step in range(1000):
             made = _redrawn(text, number + step)
