@@ -168,8 +168,8 @@ _in_json = re.compile(r'"(?:(?:first|last|full|sur|family|given|middle|customer|
 
 def _spelled_numbers(document: Document) -> Iterator[tuple[int, int, str, str]]:
     """Seven digits and more that somebody took the trouble to spell out, unless they are announced as an order's or the like."""
-    for i, plain in enumerate(document.shadows):
-        for start, end in plain.spelled:
+    for i, text in enumerate(document.shadows):
+        for start, end in text.spelled:
             start, end = start + document.starts[i], end + document.starts[i]
             if end - start >= 7 and announced(document.seen, start)[:1] not in (["business"], ["amount"], ["version"]):
                 yield start, end, "number", "pattern"

@@ -22,7 +22,24 @@ from pathlib import Path
 from data_prep.artifacts import StageError
 from data_prep.conversation import Conversation, write_json
 from data_prep.pii.known import People
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, build_cues, build_words, everyday_words, frequencies, is_held_out, listed_names, native_names, phrases, shipped_words
+from data_prep.pii.lexicon import (
+    COMMON,
+    FIRST,
+    LAST,
+    MISSPELT,
+    ORDINARY,
+    Lexicon,
+    build_cues,
+    build_words,
+    everyday_words,
+    frequencies,
+    is_held_out,
+    listed_names,
+    native_names,
+    phrases,
+    shipped_words,
+    turns,
+)
 from data_prep.pii.names import Turn, cues, features, is_candidate, sentence_key, turn_of
 from data_prep.pii.normalise import shadow
 
@@ -30,6 +47,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 MIN_CUSTOMERS = 5            # a word or a macro counts where so many conversations have it
 QUANTILES = 1000
 SENTENCES = 40_000           # made up from the phrase lists
+NATURAL = 0.6                # of them out of turns.yaml
 FROM_ARCHIVE = 4_000         # turns of the archive that join them
 NEAREST = {"no": "no_NO", "ca": "es_ES", "eu": "es_ES", "gl": "es_ES", "mt": "it_IT", "sq": "it_IT", "sr": "hr_HR", "mk": "bg_BG", "ar": "ar_AA"}
 
@@ -119,6 +137,20 @@ def _misspelt(word: str, rng: random.Random) -> str:
     return rng.choice([word[:place] + word[place + 1:], word[:place] + word[place + 1] + word[place] + word[place + 2:], word[:place] + word[place] + word[place:]])
 
 
+def _typed(text: str, names: list[str], rng: random.Random) -> tuple[str, list[str]]:
+    """As people type: often all in small letters, now and then in capitals, with a word misspelt."""
+    roll = rng.random()
+    words = text.split(" ")
+    place = rng.randrange(len(words))
+    if rng.random() < 0.15 and len(words[place]) > 4 and words[place].isalpha() and not any(words[place] in name for name in names):
+        text = " ".join([*words[:place], _misspelt(words[place], rng), *words[place + 1:]])
+    if roll < 0.35:
+        return text.lower(), [name.lower() for name in names]
+    if roll < 0.37:
+        return text.upper(), [name.upper() for name in names]
+    return text, names
+
+
 def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterator[tuple[str, str, list[str], bool, bool]]:
     """Yield (language, text, names in it, said by an agent, asked for a name) in all languages.
 
@@ -178,18 +210,28 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
             text = f"{name} {some('follows')}" if table.get("follows") else f"{some('titles').capitalize()} {name} {prose(0, 4)}"
         else:
             text = f"{prose(1, 5)} {name} {prose(0, 5)}"
-        roll = rng.random()
-        if roll < 0.35:
-            text, people_named = text.lower(), [n.lower() for n in people_named]
-        elif roll < 0.37:
-            text, people_named = text.upper(), [n.upper() for n in people_named]
-        yield language, text.strip(), people_named, by_agent, asked
+        yield language, *_typed(text.strip(), people_named, rng), by_agent, asked
 
 
-def _labels(turn: Turn, names: Iterable[str]) -> list[str]:
+def said(rng: random.Random, language: str, names: tuple[list[str], list[str]]) -> tuple[str, list[str], bool] | None:
+    """A natural turn of a support chat: (text, names in it, said by an agent); None where the language has none."""
+    mine = turns()["languages"].get(language)
+    if mine is None:
+        return None
+    by_agent, is_named = rng.random() < 0.45, rng.random() < 0.4
+    template = rng.choice(mine[f"{'agent' if by_agent else 'customer'}_named" if is_named else f"free_{'agent' if by_agent else 'customer'}"])
+    first, last = rng.choice(names[0]), rng.choice(names[1])
+    fillers = turns()["fillers"].get(language, {})
+    people = {"first": first, "last": last, "full": f"{first} {last}", "name": rng.choice([first, f"{first} {last}"])}
+    used = {key: people[key] for key in people if "{" + key + "}" in template}
+    text = template.format(**used, **{key: rng.choice(values) for key, values in fillers.items()})
+    return text, list(used.values()), by_agent
+
+
+def _labels(turn: Turn, names: Iterable[str], cue: dict[int, str]) -> list[str]:
     parts = {part.casefold() for name in names for part in [m.casefold() for m in name.split()] + [name]}
     pieces = {piece for part in parts for piece in (part, *part.split("-"))}
-    return ["N" if word in pieces and is_candidate(turn, i) else "O" for i, word in enumerate(turn.lower)]
+    return ["N" if word in pieces and is_candidate(turn, i, cue) else "O" for i, word in enumerate(turn.lower)]
 
 
 def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
@@ -202,19 +244,20 @@ def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator
         # A hidden name has no flags, as a new one would have none.
         turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
         turn.native = [native and word not in hidden for word, native in zip(turn.lower, turn.native, strict=True)]
-        turn.flags = [0 if flags == ORDINARY and rng.random() < 0.4 else flags for flags in turn.flags]
-        yield features(turn, cues(turn, fit.base)), _labels(turn, people)
+        turn.flags = [0 if flags in (ORDINARY, MISSPELT) and rng.random() < 0.4 else flags for flags in turn.flags]
+        cue = cues(turn, fit.base)
+        yield features(turn, cue), _labels(turn, people, cue)
 
 
 def train(data: Iterable[Labelled], path: Path, iterations: int = 60) -> None:
-    """Train the tagger: CRF by L-BFGS with L2 (crfsuite), features seen less than three times left out."""
+    """Train the tagger: CRF by L-BFGS with L2 (crfsuite), features seen less than four times left out."""
     import pycrfsuite
 
     trainer = pycrfsuite.Trainer(verbose=False)
     for rows, labels in data:
         if "N" in labels or any(len(row) > 1 for row in rows):
             trainer.append(rows, labels)
-    trainer.set_params({"c1": 0.0, "c2": 0.3, "max_iterations": iterations, "feature.minfreq": 3, "feature.possible_transitions": True})
+    trainer.set_params({"c1": 0.0, "c2": 0.3, "max_iterations": iterations, "feature.minfreq": 4, "feature.possible_transitions": True})
     trainer.train(str(path))
 
 
@@ -270,7 +313,7 @@ class Learner:
                     large.add(turn.lower[i])
             if by_agent and (key := sentence_key(turn)):
                 self.slots[key] += 1
-                self.slot_names[key] += any(is_candidate(turn, i) and (turn.lower[i] in known or turn.flags[i] & (FIRST | LAST)) for i in range(len(turn.words)))
+                self.slot_names[key] += any(is_candidate(turn, i, cue) and (turn.lower[i] in known or turn.flags[i] & (FIRST | LAST)) for i in range(len(turn.words)))
             if known:
                 self._keep(turn, cue, known)
         self.lower.update(small - named)
@@ -278,11 +321,11 @@ class Learner:
         self.named.update(named)
 
     def _keep(self, turn: Turn, cue: dict[int, str], known: frozenset[str]) -> None:
-        labels = _labels(turn, known)
-        if not any(is_candidate(turn, i) for i in range(len(turn.words))):
+        labels = _labels(turn, known, cue)
+        if not any(is_candidate(turn, i, cue) for i in range(len(turn.words))):
             return
         mark = hashlib.blake2b(f"{'N' in labels}{turn.by_agent}{' '.join(turn.words)}".encode(), digest_size=8).hexdigest()
-        self.turns[mark] = (features(turn, cue, frozenset(known) if int(mark[:2], 16) % 2 else frozenset()), labels)
+        self.turns[mark] = (features(turn, cue, known, known if int(mark[:2], 16) % 2 else frozenset()), labels)
         if len(self.turns) > 2 * FROM_ARCHIVE:
             self.turns = dict(sorted(self.turns.items())[:FROM_ARCHIVE])
 

@@ -22,7 +22,7 @@ from data_prep.pii.structured import announcing, kind_of_word
 
 HERE = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-COMMON, FIRST, LAST, ORDINARY = 1, 2, 4, 8        # what a word is; a word can be several. ORDINARY: by its frequency alone
+COMMON, FIRST, LAST, ORDINARY, MISSPELT = 1, 2, 4, 8, 16        # what a word is; a word can be several. ORDINARY: by its frequency alone; MISSPELT: as good as a frequent word
 CUES = ("introduces", "speaks_to", "greets", "thanks", "signs_off", "titles", "relatives", "asks", "follows", "moves")
 # Written without capitals or with blanks inside in Faker's lists, or no names of persons at all.
 NO_LISTS = {"ja_JP", "ko_KR", "zh_CN", "zh_TW", "th_TH"}
@@ -58,7 +58,7 @@ class Lexicon:
     slots: frozenset[str] = frozenset()
     tagger: object | None = None
     company: frozenset[str] = frozenset()
-    threshold: float = 0.5
+    threshold: float = 0.3
     cache: dict[str, int] = field(default_factory=dict)
 
     def flags(self, word: str) -> int:
@@ -89,8 +89,8 @@ class Lexicon:
             both = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
             return both & ~COMMON if both & (FIRST | LAST) else COMMON if both & COMMON else both
         if len(word) > 4 and not is_of_one_language and is_misspelt(word, self.language):
-            return ORDINARY
-        return (COMMON if zipf >= 4.8 else ORDINARY) if is_of_one_language else 0
+            return MISSPELT
+        return ORDINARY if is_of_one_language else 0
 
 
 WITNESSES = ("en", "de", "fr", "es", "pl", "fi", "hu", "tr")
@@ -182,6 +182,12 @@ def phrases() -> dict[str, dict[str, list[str]]]:
 
 
 @functools.cache
+def turns() -> dict:
+    """turns.yaml: what people write in support chats, with slots for names and things."""
+    return yaml.load((HERE / "turns.yaml").read_text(encoding="utf-8"), LOADER)
+
+
+@functools.cache
 def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """language → (ordinary words, ordinary words that are names as well)."""
     table = yaml.load((HERE / "common_words.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
@@ -204,15 +210,27 @@ def everyday_words(language: str) -> tuple[frozenset[str], frozenset[str]]:
             if name.split("_")[0] == code and name not in ("en_PH", "he_IL", *NO_LISTS):
                 certain |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{name}").Provider.word_list}
         certain |= {word for kind, listed in phrases().get(code, {}).items() if not kind.startswith("streets") for phrase in listed for word in phrase.split() if word.isalpha()}
+    listed = build_words()
+    for name in (name for code in (language, "en") for kind in ("brand", "city") for name in turns()["fillers"].get(code, {}).get(kind, [])):
+        for word in name.casefold().split():          # Bosch is a brand and a name: both; Zalando is nobody
+            (both if listed.get(word) else certain).add(word)
     words, begins, cue_phrases = announcing()
     certain |= words.keys() | {word for phrase in cue_phrases for word in phrase.split()} | {word for word in begins if len(word) > 3}
     return tuple(frozenset(form for word in group for form in (word, plain(word))) for group in (certain, both))
 
 
+@functools.cache
+def _listed_words(hold_out: bool) -> dict[str, int]:
+    return _flagged(*listed_names(hold_out))
+
+
 def build_words(hold_out: bool = False, corpus: dict[str, int] | None = None) -> dict[str, int]:
     """Every listed name with its flags, and what an archive uses as ordinary words."""
+    return _listed_words(hold_out) | (corpus or {})
+
+
+def _flagged(first: dict[str, frozenset[str]], last: dict[str, frozenset[str]]) -> dict[str, int]:
     words: dict[str, int] = {}
-    first, last = listed_names(hold_out)
     for lists, flag in ((first, FIRST), (last, LAST)):
         for names in lists.values():
             for name in names:
@@ -220,7 +238,7 @@ def build_words(hold_out: bool = False, corpus: dict[str, int] | None = None) ->
                     for form in {part, plain(part)}:
                         if len(form) > 1:
                             words[form] = words.get(form, 0) | flag
-    return words | (corpus or {})
+    return words
 
 
 @functools.cache

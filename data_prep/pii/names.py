@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, ORDINARY, Lexicon, profile
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, MISSPELT, ORDINARY, Lexicon, profile
 
 WORD = re.compile(r"(?<![\w#@/{\[])[^\W\d_]+(?:['’ʼ-][^\W\d_]+)*(?!\w|-\d|://)")
 STRONG = {"introduces", "speaks_to", "titles", "relatives", "asks", "slot"}
@@ -48,13 +48,15 @@ def turn_of(text: str, start: int, end: int, by_agent: bool, lexicon: Lexicon, a
     return Turn(words, lower, spans, gaps, [flags(word) for word in lower], by_agent, asked, lexicon.language, [word in lexicon.native for word in lower], not any(word.islower() for word in words))
 
 
-def is_candidate(turn: Turn, i: int) -> bool:
+def is_candidate(turn: Turn, i: int, cue: dict[int, str]) -> bool:
     """Whether a word may be a name at all: an unknown one, or one that some people are called."""
     flags, word = turn.flags[i], turn.words[i]
     if (flags & COMMON and (not flags & (FIRST | LAST) or word.islower()) and not turn.asked) or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
         return False
-    if flags == ORDINARY and word.islower():          # a name in small letters stands where names stand
-        return len(turn.words) < 3 or (len(turn.words) < 6 and any(c in ",\n" for c in turn.gaps[i] + turn.gaps[i + 1]))
+    if flags in (ORDINARY, MISSPELT) and word.islower():          # a name in small letters stands where names stand
+        return i in cue or i - 1 in cue or turn.asked or (flags == ORDINARY and (len(turn.words) < 3 or (len(turn.words) < 6 and any(c in ",\n" for c in turn.gaps[i] + turn.gaps[i + 1]))))
+    if flags == MISSPELT:
+        return i > 0
     return bool(flags) or len(word) > 2 or word[0].isupper()
 
 
@@ -77,7 +79,7 @@ def sentence_key(turn: Turn) -> str | None:
     """What an agent's sentence is but for its gap: a hash of its words with every run of possible names as one star; None without a gap."""
     parts: list[str] = []
     for i, word in enumerate(turn.lower):
-        parts.append("*" if is_candidate(turn, i) else word)
+        parts.append("*" if is_candidate(turn, i, {}) else word)
         if len(parts) > 1 and parts[-1] == parts[-2] == "*":
             parts.pop()
     if "*" not in parts or not 3 <= len(parts) <= 40:
@@ -85,16 +87,16 @@ def sentence_key(turn: Turn) -> str | None:
     return hashlib.blake2b(" ".join(parts).encode(), digest_size=8).hexdigest()
 
 
-def features(turn: Turn, cue: dict[int, str], hidden: frozenset[str] = frozenset()) -> list[list[str]]:
+def features(turn: Turn, cue: dict[int, str], people: frozenset[str] = frozenset(), hidden: frozenset[str] = frozenset()) -> list[list[str]]:
     """What the tagger sees of each word: little of an ordinary one, much of one that may be a name.
 
-    hidden: names that are to look unlisted, so that the tagger learns to do without the lists.
+    people: words of known names, which are not to become features of their neighbours. hidden: names that are to look unlisted, so that the tagger learns to do without the lists.
     """
     rows = []
     count = len(turn.words)
     is_lower = all(word.islower() for word in turn.words)
     for i, word in enumerate(turn.words):
-        if not is_candidate(turn, i):
+        if not is_candidate(turn, i, cue):
             rows.append(["c"])
             continue
         lower, flags = turn.lower[i], turn.flags[i]
@@ -103,10 +105,10 @@ def features(turn: Turn, cue: dict[int, str], hidden: frozenset[str] = frozenset
         listed = ("F" if flags & FIRST else "") + ("L" if flags & LAST else "") + ("c" if flags & COMMON else "")
         shape = "x" if word.islower() else "X" if word.isupper() and len(word) > 1 else "Xx" if word[1:].islower() else "xX"
         start = i == 0 or any(c in turn.gaps[i] for c in ".!?\n")
-        before = "^" if i == 0 else _seen(turn, i - 1)
-        after = "$" if i + 1 == count else _seen(turn, i + 1)
-        before2 = "^" if i < 2 else _seen(turn, i - 2)
-        after2 = "$" if i + 2 >= count else _seen(turn, i + 2)
+        before = "^" if i == 0 else _seen(turn, i - 1, people)
+        after = "$" if i + 1 == count else _seen(turn, i + 1, people)
+        before2 = "^" if i < 2 else _seen(turn, i - 2, people)
+        after2 = "$" if i + 2 >= count else _seen(turn, i + 2, people)
         zipf, witnesses = profile(lower, turn.language)
         seen = f"{int(zipf * 2) / 2 if zipf >= 2.5 else 0}w{min(witnesses, 4)}"
         native = turn.native[i]
@@ -123,10 +125,10 @@ def features(turn: Turn, cue: dict[int, str], hidden: frozenset[str] = frozenset
     return rows
 
 
-def _seen(turn: Turn, i: int) -> str:
+def _seen(turn: Turn, i: int, people: frozenset[str]) -> str:
     """A neighbour as a feature: itself where it is an ordinary word, else only its kind, so that no customer's name becomes one."""
     flags = turn.flags[i]
-    if flags & COMMON:
+    if flags & (COMMON | ORDINARY) and turn.lower[i] not in people:
         return turn.lower[i]
     return "N" if flags else "u" if turn.words[i].islower() else "U"
 
@@ -142,10 +144,10 @@ def asks_for_a_name(turn: Turn, lexicon: Lexicon) -> bool:
 
 def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
     """(start, end, detector) of the names in one turn."""
-    candidates = [i for i in range(len(turn.words)) if is_candidate(turn, i)]
+    cue = cues(turn, lexicon)
+    candidates = [i for i in range(len(turn.words)) if is_candidate(turn, i, cue)]
     if not candidates:
         return []
-    cue = cues(turn, lexicon)
     if turn.by_agent and lexicon.slots and sentence_key(turn) in lexicon.slots:
         cue |= dict.fromkeys(candidates, "slot")
     chosen: dict[int, str] = {}
@@ -167,13 +169,13 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
     is_capital = word[0].isupper()
     is_listed = bool(flags & (FIRST | LAST))
     kind = cue.get(i)
-    if kind == "slot" and (is_capital or is_listed):
+    if kind == "slot" and (is_capital or flags & FIRST):
         return "slot"
     if kind in STRONG and (is_listed or (is_capital and not flags & COMMON)):
         return "cue"
     if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and not flags & COMMON:
         return "cue"
-    if kind in ("greets", "signs_off", "follows") and is_capital and not flags:
+    if kind in ("greets", "signs_off", "follows") and is_capital and (not flags or (flags == ORDINARY and turn.language != "de")):
         return "cue"
     if turn.asked and len(turn.words) <= 4 and not flags & COMMON:
         return "cue"

@@ -57,7 +57,7 @@ def scan(linear: bool = True) -> Callable[[bytes, int], tuple[int, int, str] | N
 
     def find(text: bytes, position: int) -> tuple[int, int, str] | None:
         match = pattern.search(text, position)
-        return match and (*match.span(), match.lastgroup)
+        return match and (*match.span(), match.lastgroup if isinstance(match.lastgroup, str) else match.lastgroup.decode())
     return find
 
 
