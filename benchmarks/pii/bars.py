@@ -187,7 +187,7 @@ def shortfalls(row: dict) -> list[str]:
         mine, best = share(columns.get("ours")), [(v, tool) for tool, pair in columns.items() if tool not in ("ours", "detectors") and (v := share(pair)) is not None]
         if mine is None or not best:
             continue
-        value, tool = min(best) if row["bad_if_high"] else max(best)
+        value, tool = (min if row["bad_if_high"] else max)(best, key=lambda pair: pair[0])
         if (mine > value) if row["bad_if_high"] else (mine < value):
             behind.append((abs(mine - value), f"{group} {mine:.2f} against {value:.2f} ({tool})"))
     if behind:

@@ -106,16 +106,22 @@ def rates(conversations: list[Conversation], python: str | None, fitted: Path) -
     return made
 
 
+def cpu() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def scaling(conversations: list[Conversation], fitted: Path, shard: int = 50) -> dict:
-    """Wall seconds of the stage with one and two worker processes, their start included, and how busy the machine was."""
+    """Wall seconds of the stage with one and two worker processes, their start included, and how busy the machine was just before (this process alone: 1)."""
     shards = [[(c, []) for c in conversations[i:i + shard]] for i in range(0, len(conversations), shard)]
-    seconds = {}
+    seconds, work, load = {}, {}, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     for workers in (1, 2):
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), cpu()
         for _ in mapped(functools.partial(make_work, KEY, str(fitted), None), shards, "local", workers):
             pass
-        seconds[workers] = time.perf_counter() - begun
-    return {"seconds": seconds, "speed-up": seconds[1] / seconds[2], "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "conversations": len(conversations)}
+        seconds[workers], work[workers] = time.perf_counter() - begun, cpu() - used
+    return {"seconds": seconds, "cpu": work, "speed-up": seconds[1] / seconds[2], "load": load, "conversations": len(conversations)}
 
 
 # A child that is started by a large process inherits that one's peak memory; this small one stands between them.
