@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_turns_are_joined_to_texts_of_a_conversations_size():
 
 def test_a_process_is_measured_apart_from_its_parent():
     with one_core():
-        used = process(["python3", "-c", "import sys; sys.stdin.read()"], ["a line\n"])
+        used = process([sys.executable, "-c", "import sys; sys.stdin.read()"], ["a line\n"])
     assert 0 < used["peak_mb"] < 100
     assert used["wall"] > 0
 
