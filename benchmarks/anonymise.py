@@ -3,12 +3,13 @@
     python -m benchmarks.anonymise [data=<folder of public data>] [presidio=<python with presidio-analyzer>]
     make bench-anonymise ARGS="data=<folder>"        makes Presidio's environment by itself
 
-    sets=structured,synth,speed   only these; then the page is written to runs/ and not to benchmarks/
+    sets=structured,synth,speed   only these
     size=5        so many cases of every generator instead of the usual number     show=5   print so many missed slots of MultiDoGO
     fit=, held_out=   artefacts other than the shipped one, and one trained without the names of the sets     out=   where the page goes
 
 Generated sets need nothing. Their names come from a fifth of all names that the artefact measured on them never saw; the
 public data is measured with the artefact that ships. Without `data` or `presidio` their rows say that they are missing.
+benchmarks/anonymise.md is written only where nothing was left out; a page of less goes to runs/benchmark_anonymise/.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from data_prep.statistics import wilson
 HERE, RUNS = Path(__file__).parent, Path("runs/benchmark_anonymise")
 SIZES = {"structured": 200, "names_known": 100, "split_over_turns": 20}     # where more cases narrow the interval
 PUBLIC = {"synth": (SYNTH, synth), "multidogo": (DOGO, multidogo), "uner": (UNER, uner)}
+AVAILABLE = (*SETS, *PUBLIC, "speed")
 SPEED_SIZE = 200
 OPTIONS = {"data", "presidio", "sets", "size", "show", "fit", "held_out", "out"}
 PACKAGES = ("phonenumbers", "python-crfsuite", "python-stdnum", "rapidfuzz")
@@ -47,47 +49,66 @@ PACKAGES = ("phonenumbers", "python-crfsuite", "python-stdnum", "rapidfuzz")
 
 def main(arguments: list[str]) -> dict:
     """Measure, write the page, the picture and results.json, and return what is in the last."""
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if unknown := [a for a in arguments if a.split("=")[0] not in OPTIONS or "=" not in a]:
-        raise StageError(f"unknown argument {unknown[0]}; the benchmark takes {', '.join(sorted(OPTIONS))}")
-    available = [*SETS, *PUBLIC, "speed"]
-    wanted = options["sets"].split(",") if options.get("sets") else available
-    if strange := sorted(set(wanted) - set(available)):
-        raise StageError(f"sets={strange[0]} is unknown; choose among {', '.join(available)}")
-    data, python, begun = options.get("data") or os.environ.get("SUPPORTLOOP_DATA"), options.get("presidio"), time.perf_counter()
-    shipped = Path(options.get("fit", fit.SHIPPED))
-    results = {"made": facts(arguments, python), "rows": [], "skipped": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        masker = held_out(options.get("held_out"), Path(folder)) if set(wanted) & set(SETS) else None
-        for name in [name for name in wanted if name in SETS and name != "leaks"]:
-            results["rows"] += rows(name, list(SETS[name](**size_of(name, options.get("size")))), masker, python)[0]
-        if "leaks" in wanted:
-            results["rows"] += leak_rows(list(SETS["leaks"](**size_of("leaks", options.get("size")))), masker)
-    for name in [name for name in wanted if name in PUBLIC]:
-        part, read = PUBLIC[name]
-        if reason := absent(Path(data) if data else None, part):
-            results["skipped"][name] = reason
-            say(f"{name}: skipped, {reason}")
-            continue
-        cases = list(read(Path(data)))[:int(options["size"]) if "size" in options else None]
-        made, judged = rows(name, cases, Masker(KEY, fit.load(shipped)), python)
-        results["rows"] += made
-        if name == "multidogo":
-            results["misses"] = misses(cases, judged)
-            show(cases, judged, int(options.get("show", 0)))
+    options, wanted = read(arguments)
+    begun, data, python = time.perf_counter(), options.get("data") or os.environ.get("SUPPORTLOOP_DATA"), options.get("presidio")
+    results = {"made": facts(arguments, python), "rows": generated([name for name in wanted if name in SETS], options, python)}
+    results |= published([name for name in wanted if name in PUBLIC], Path(data) if data else None, options, python, results["rows"])
     if "speed" in wanted:
         say("speed, start-up and memory")
-        results["speed"] = speed(python, shipped, int(options.get("size", SPEED_SIZE)))
+        results["speed"] = speed(python, Path(options.get("fit", fit.SHIPPED)), int(options.get("size", SPEED_SIZE)))
     results["made"]["minutes"] = (time.perf_counter() - begun) / 60
-    partial = len(wanted) < len(available) or "size" in options
-    folder, raw = Path(options.get("out") or (RUNS if partial else HERE)), Path(options.get("out") or RUNS)
-    folder.mkdir(parents=True, exist_ok=True)
-    raw.mkdir(parents=True, exist_ok=True)
+    whole = len(wanted) == len(AVAILABLE) and "size" not in options and python and not results["skipped"]
+    write(results, Path(options.get("out") or (HERE if whole else RUNS)), Path(options.get("out") or RUNS))
+    return results
+
+
+def read(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(options, what to measure). Raises: StageError."""
+    if unknown := [a for a in arguments if a.split("=")[0] not in OPTIONS or "=" not in a]:
+        raise StageError(f"unknown argument {unknown[0]}; the benchmark takes {', '.join(sorted(OPTIONS))}")
+    options = dict(argument.split("=", 1) for argument in arguments)
+    wanted = options["sets"].split(",") if options.get("sets") else list(AVAILABLE)
+    if strange := sorted(set(wanted) - set(AVAILABLE)):
+        raise StageError(f"sets={strange[0]} is unknown; choose among {', '.join(AVAILABLE)}")
+    return options, wanted
+
+
+def generated(names: list[str], options: dict[str, str], python: str | None) -> list[dict]:
+    """The rows of the generated sets."""
+    made: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        masker = held_out(options.get("held_out"), Path(folder)) if names else None
+        for name in names:
+            cases = list(SETS[name](**size_of(name, options.get("size"))))
+            made += leak_rows(cases, masker) if name == "leaks" else rows(name, cases, masker, python)[0]
+    return made
+
+
+def published(names: list[str], data: Path | None, options: dict[str, str], python: str | None, before: list[dict]) -> dict:
+    """{"rows": those before and those of the public data, "skipped": why not, "misses": what was missed most in MultiDoGO}."""
+    made = {"rows": before, "skipped": {}, "misses": []}
+    for name in names:
+        part, cases_of = PUBLIC[name]
+        if reason := absent(data, part):
+            made["skipped"][name] = reason
+            say(f"{name}: skipped, {reason}")
+            continue
+        cases = list(cases_of(data))[:int(options["size"]) if "size" in options else None]
+        its_rows, judged = rows(name, cases, Masker(KEY, fit.load(Path(options.get("fit", fit.SHIPPED)))), python)
+        made["rows"] = made["rows"] + its_rows
+        if name == "multidogo":
+            made["misses"] = misses(cases, judged)
+            show(cases, judged, int(options.get("show", 0)))
+    return made
+
+
+def write(results: dict, folder: Path, raw: Path) -> None:
+    for path in (folder, raw):
+        path.mkdir(parents=True, exist_ok=True)
     (folder / "anonymise.md").write_text(written(results), encoding="utf-8")
     (folder / "anonymise.svg").write_text(picture(results), encoding="utf-8")
     write_json(raw / "results.json", results)
     say(f"written: {folder / 'anonymise.md'}, {folder / 'anonymise.svg'}; {results['made']['minutes']:.1f} minutes")
-    return results
 
 
 def say(text: str) -> None:
