@@ -85,7 +85,8 @@ class Anonymise:
     canaries: int = MISSING
     k: int = MISSING
     vault: str | None = MISSING
-    signoff: str = MISSING
+    signoff: str = MISSING                # required | waived
+    max_residual: float = MISSING         # share of conversations that may still hold something, at the upper end of its interval
 
 
 @dataclass

@@ -77,7 +77,7 @@ def run(config) -> None:
     with stage_output(config, "anonymise") as out:
         fit = Path(settings.fit) if settings.fit else learn(config, out / "fit")
         fitted = fitting.load(fit)
-        reader, edits = Reader(config), _edits_by_conversation(config)
+        reader, edits = Reader(config), edits_by_conversation(config)
         planted = list(canaries(settings.canaries, config.seed))
         archive = ((conversation, [f.edit for f in edits.get(conversation.id, [])]) for conversation in reader.conversations())
         make = functools.partial(make_work, key, str(fit), config.company, settings.mode, settings.scope, settings.ner, bool(settings.vault))
@@ -179,7 +179,7 @@ def opened_vault(config):
     return open(path, "w", encoding="utf-8")
 
 
-def _edits_by_conversation(config) -> dict[str, list[Feedback]]:
+def edits_by_conversation(config) -> dict[str, list[Feedback]]:
     edits: dict[str, list[Feedback]] = {}
     for _, record in Reader(config).adapter.feedback(config.data, config.run_dir):
         if isinstance(record, dict) and record.get("kind") == "edit":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import datetime
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -25,7 +26,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.conversation import write_json
 
@@ -52,6 +54,40 @@ def require(config, stage: str, asked_by: str) -> Path:
     if read_manifest(folder) is None:
         raise StageError(f"{asked_by} needs the output of {stage}, and {folder} has none: run 'stages=[{stage}]' first")
     return folder
+
+
+def recorded_config(run_dir: str | Path, stage: str, overrides: list[str] = ()) -> DictConfig:
+    """The configuration a stage was run with, from `<run_dir>/config/`, with `key.key=value` changes.
+
+    Raises: StageError where it is not there, or a key of the overrides is not in it.
+    """
+    path = Path(run_dir) / "config" / f"{stage}.yaml"
+    if not path.is_file():
+        raise StageError(f"{path} does not exist: give the folder of a run of the pipeline, e.g. runs/acme")
+    config, changes = OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+    config.run_dir = str(run_dir)
+    OmegaConf.set_struct(config, True)
+    try:
+        return OmegaConf.merge(config, changes)
+    except OmegaConfBaseException:
+        raise StageError(f"unknown key among {', '.join(o.split('=')[0] for o in overrides)}: {path} has no such key") from None
+
+
+def take_lock(run_dir: Path) -> int:
+    """Hold the run folder for this process and the stages it starts; a stage that outlives its killed parent still holds it.
+
+    Raises: StageError where the folder cannot be written, or somebody else is at work in it.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise StageError(f"cannot write to {run_dir}: {error.strerror}; choose another place with run_dir=…") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StageError(f"another pipeline is at work in {run_dir}: wait for it, stop it, or choose another run_name") from None
+    return lock
 
 
 # ---------------------------------------------------------------------------------------------------------------------

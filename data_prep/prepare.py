@@ -9,6 +9,7 @@ The split is by customer and by true time: train holds the older conversations o
 hold customers that train never sees, test their newest. What would put a training customer's later conversations
 into training is dropped and counted. What an agent claims to have done without a record of it, promises of money, and names
 that agents introduce themselves by are no targets for SFT (data_prep/targets.py): left out or rewritten, and counted.
+Customers' data must have been reviewed by two people (data_prep/signoff.py), or the review waived; the manifest says which.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
+from data_prep.signoff import required
 from data_prep.targets import fit
 
 SPLITS = ("train", "validation", "test")
@@ -131,7 +133,7 @@ def unpaired(conversation: Conversation, feedback: list[Feedback]) -> Iterator[d
 
 
 def run(config) -> None:
-    source = require(config, "anonymise", "prepare")
+    source, signoff = require(config, "anonymise", "prepare"), required(config)
     settings = config.prepare
     conversations = [Conversation.from_record(record) for _, record in read_jsonl(source / "conversations.jsonl")]
     feedback = defaultdict(list)
@@ -168,7 +170,7 @@ def run(config) -> None:
         report["characters"] = {q: lengths[min(len(lengths) - 1, int(len(lengths) * f))] for q, f in (("median", 0.5), ("p95", 0.95), ("max", 1.0))}
         report["targets"] = dict(changes)
         write_jsonl(out / "dropped.jsonl", ({"id": i, "reason": reason} for i, reason in sorted(dropped.items())))
-        write_json(out / "report.json", report)
+        write_json(out / "report.json", report)          # without the sign-off: to review what was trained on must not train it again
         rows = report["rows"]
         out.summary(f"{len(conversations)} conversations → {sum(rows['sft'].values())} replies, {sum(rows['preferences'].values())} pairs, "
-                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand", **report)
+                    f"{sum(rows['unpaired'].values())} unpaired; {len(dropped)} conversations dropped, {sum(changes.values())} replies unfit to learn as they stand", signoff=signoff, **report)

@@ -26,3 +26,14 @@ def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 2000,
     rng, n = random.Random(seed), len(differences)
     means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(draws))
     return sum(differences) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]
+
+
+def cohen_kappa(a: Sequence[str], b: Sequence[str]) -> float | None:
+    """Agreement of two people over the same items beyond chance: (observed - expected) / (1 - expected) (Cohen 1960).
+
+    None where chance alone explains everything: both gave one and the same answer throughout.
+    """
+    n = len(a)
+    observed = sum(x == y for x, y in zip(a, b, strict=True)) / max(1, n)
+    expected = sum((list(a).count(answer) / n) * (list(b).count(answer) / n) for answer in {*a, *b})
+    return (observed - expected) / (1 - expected) if n and expected < 1 else None

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.artifacts import StageError, hash_file, outputs_hash, read_manifest, require, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
+from data_prep.signoff import sentence
 
 LINEAGE = ("generate", "anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate")
 
@@ -108,9 +109,10 @@ def model_card(config, winner: str, decision: dict, parity: dict, model: Path) -
     source = ("the built-in sample company, a made-up shop with planted bad habits: its figures say nothing about real customers"
               if config.data.format == "company" else f"{config.data.format} ({Path(config.data.conversations or config.data.root).name})")
     claim = read_manifest(stage_dir(config, "anonymise"))["facts"].get("claim", "not known")
+    review = sentence(read_manifest(stage_dir(config, "prepare"))["facts"].get("signoff", {"state": "waived"}))
     return "\n".join([
         "---", "library_name: transformers", "tags: [customer-support, supportloop]", "---", f"# {config.run_name}: a support assistant ({winner})", forced,
-        f"Base: {base}. Trained on {source}. Personal data: {claim}.", "", "## Figures", "",
+        f"Base: {base}. Trained on {source}. Personal data: {claim}. {review}.", "", "## Figures", "",
         "Simulated conversations on wordings, names and policy values that training never saw, temperature 0; the 95 % interval in brackets.", "",
         "| metric | value | n | gate |", "|---|---|---|---|", *figures, "",
         f"Greedy tokens equal before and after merging: {parity['agreement']:.2%} of {parity['tokens']} over {parity['prompts']} prompts.", "",

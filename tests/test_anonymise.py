@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stdnum import iban, luhn
-from tests.identifiers import found
 
 from data_prep.anonymise import DEMO_KEY, read_key, run
-from data_prep.pii.mask import Masker, compiled, is_sealed, pseudonym, seal
 from data_prep.artifacts import StageError, require
 from data_prep.conversation import Conversation, read_jsonl, tool_call, write_jsonl
 from data_prep.pii import fit
 from data_prep.pii.leak import leaks
+from data_prep.pii.mask import Masker, compiled, is_sealed, pseudonym, seal
 from data_prep.pii.surrogates import Surrogates
+from tests.identifiers import found
 
 PEOPLE = {"name": "Anna Karlsson", "email": "anna.k@mail.se", "phone": "+46 70 123 45 67", "address": "Björkvägen 12"}
 DIRTY = {
@@ -69,7 +69,7 @@ def test_public_identifiers_stay(masker):
 
 @pytest.mark.parametrize(("text", "locale", "kind"), [
     ("mail bob.smith+x@corp.co.uk now", "en-GB", "email"), ("card 5555-5555-5555-4444", "en-GB", "card"), ("DE89370400440532013000 bitte", "de-DE", "iban"),
-    ("IBAN se45 5000 0000 0583 9825 7466 please", "sv-SE", "iban"), ("BSN 111222333", "nl-NL", "national_id"), ("mein Steuer 36574261809", "de-DE", "national_id"),
+    ("IBAN se45 5000 0000 0583 9825 7466 please", "sv-SE", "iban"), ("BSN 111222333", "nl-NL", "national_id"), ("meine Steuer-ID 36574261809", "de-DE", "national_id"),
     ("call 020 7183 8750", "en-GB", "phone"), ("0170 1234567 rufen", "de-DE", "phone"), ("to 14 Church Lane please", "en-GB", "address"),
     ("nach Lindenstraße 7b", "de-DE", "address"), ("naar Kerkstraat 14", "nl-NL", "address"), ("till Storgatan 3", "sv-SE", "address")])
 def test_detects(text, locale, kind):
@@ -97,13 +97,15 @@ def test_surrogate_identifiers_are_never_valid_ones(number, key):
 
 
 def test_the_leak_check_finds_what_masking_missed():
-    known = (PEOPLE, [])
-    assert leaks(["Hej Karlsson"], known, [], ()) == ["known name left"]
-    assert leaks(["ring 0701234567"], {}, [("phone", "070-123 45 67")], ()) == ["digits of a masked phone left"]
-    assert leaks(["a@b.se"], {}, [], ()) == ["an e-mail address that is no surrogate"]
-    assert leaks(["4111 1111 1111 1111"], {}, [], ()) == ["a valid card number"]
-    assert leaks(["GB82 WEST 1234 5698 7654 32"], {}, [], ()) == ["a valid IBAN"]
-    assert leaks(["order 48213, alice.b12@example.com"], known, [], ()) == []
+    assert leaks(["Hej Karlsson"], [PEOPLE], [], ()) == ["a known name left"]
+    assert leaks(["ring 0701234567"], [], [("phone", "070-123 45 67")], ()) == ["digits of a masked phone left"]
+    assert leaks(["ring 070-123 45 67"], [], [], (), "SE") == ["a valid phone number"]
+    assert leaks(["a@b.se"], [], [], ()) == ["an e-mail address that is no stand-in"]
+    assert leaks(["4111 1111 1111 1111"], [], [], ()) == ["a valid card number"]
+    assert leaks(["GB82 WEST 1234 5698 7654 32"], [], [], ()) == ["a valid IBAN"]
+    assert leaks(["811228-9874"], [], [], ()) == ["a valid national id"]
+    assert leaks(["sk_live_abcdefgh1234"], [], [], ()) == ["a secret"]
+    assert leaks(["order 48213, alice.b12@example.com, +46 70 174 06 12"], [PEOPLE], [], (), "SE") == []
 
 
 def test_a_seal_is_proof_and_breaks_when_touched():
@@ -125,6 +127,7 @@ def test_a_real_archive_needs_a_key_of_its_own(monkeypatch):
 def jsonl(config, tmp_path, monkeypatch):
     monkeypatch.setenv("SUPPORTLOOP_KEY", "a key")
     config.data.format, config.data.conversations, config.data.feedback = "jsonl", str(tmp_path / "in.jsonl"), str(tmp_path / "feedback.jsonl")
+    config.anonymise.canaries = 24
     write_jsonl(tmp_path / "in.jsonl", [{**DIRTY, "id": f"c-{i}"} for i in range(4)])
     write_jsonl(tmp_path / "feedback.jsonl", [
         {"conversation_id": "c-1", "kind": "edit", "edit": "Hej Anna Karlsson", "rater_id": "Eva", "message_index": 1},

@@ -85,6 +85,8 @@ def test_the_export_is_a_stock_folder_and_serves(whole):
     assert json.loads((run_dir / "export/export.json").read_text())["parity"]["agreement"] >= 0.995
     card = (run_dir / "export/MODEL_CARD.md").read_text()
     assert all(f"| {stage} |" in card for stage in ("generate", "anonymise", "prepare", "sft", "evaluate"))
+    assert "pseudonymised: whoever holds the key" in card
+    assert "No review was needed: no real customer is in the data." in card
     with served(model) as url:
         client = openai.OpenAI(base_url=url, api_key="none")
         made = client.chat.completions.create(model="supportloop", messages=[{"role": "user", "content": "Where is my order?"}], max_tokens=8)

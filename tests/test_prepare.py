@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.artifacts import StageError, stage_output
+from data_prep.artifacts import StageError, read_manifest, stage_output
 from data_prep.conversation import Conversation, Feedback, read_jsonl, write_jsonl
 from data_prep.prepare import duplicates, pairs, prompts, run, severities, split_of, unpaired
 from data_prep.statistics import paired_difference, wilson
@@ -137,3 +137,15 @@ def test_a_paired_difference_uses_the_pairing():
     value, low, high = paired_difference(a, b)
     assert value == 0.25
     assert 0.15 < low < 0.25 < high < 0.35
+
+
+def test_customers_data_is_refused_unreviewed_and_a_waiver_is_written_down(anonymised):
+    config = anonymised([talk(f"c-{i}", f"my parcel {i} has not come and I want to know where it is {i * 7}").to_record() for i in range(20)])
+    config.data.format = "jsonl"
+    with pytest.raises(StageError, match=r"reviewed by two people.*python -m data_prep.review .*/run reviewer=NAME"):
+        run(config)
+    config.anonymise.signoff = "waived"
+    run(config)
+    manifest = read_manifest(config.run_dir + "/prepare")
+    assert manifest["facts"]["signoff"] == {"state": "waived"}
+    assert "signoff" not in Path(config.run_dir, "prepare", "report.json").read_text(), "or a review would train everything again"

@@ -12,7 +12,6 @@ and seed are unchanged is skipped.
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import os
 import shlex
@@ -26,8 +25,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from conf.load import ConfigError, load_config
-from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, read_manifest, stage_dir, versions
+from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, read_manifest, stage_dir, take_lock, versions
 from data_prep.company.pack import PackError, load_pack
+from data_prep.signoff import read_signoff, review_folder
 
 TRAIN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -43,21 +43,23 @@ class Stage:
     libraries: tuple[str, ...] = ()
     trains: bool = False            # hardware.launcher is put in front
     company: bool = False           # reads the company pack
+    signed: bool = False            # depends on the sign-off of two reviewers
 
 
 STAGES = (
     Stage("generate", "data_prep.company.generate", (), ("generate",), company=True),
     Stage("anonymise", "data_prep.anonymise", ("generate",), ("data", "anonymise"), ("phonenumbers", "python-stdnum"), company=True),
-    Stage("prepare", "data_prep.prepare", ("anonymise",), ("prepare",), ("datasketch",)),
+    Stage("prepare", "data_prep.prepare", ("anonymise",), ("prepare",), ("datasketch",), signed=True),
     Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN, trains=True),
     Stage("sft", "training.sft", ("prepare", "pretrain"), ("model", "hardware", "trainer", "sft"), TRAIN, trains=True),
     Stage("reward", "training.reward", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "reward"), TRAIN, trains=True),
     Stage("dpo", "training.dpo", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "dpo"), TRAIN, trains=True),
     Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer"), TRAIN, trains=True, company=True),
     Stage("evaluate", "eval.evaluate", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
-    Stage("export", "serve.export", ("prepare", "pretrain", "sft", "dpo", "evaluate"), ("model", "export"), TRAIN),
+    Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "evaluate"), ("model", "export"), TRAIN, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
 )
+NOT_ITS_OWN = {"anonymise": ("signoff", "max_residual")}     # keys of a block that its stage does not read: to waive the sign-off anonymises nothing again
 BY_NAME = {stage.name: stage for stage in STAGES}
 
 
@@ -86,8 +88,10 @@ def fingerprint(config, stage: Stage, hashes: FileHashes, code: dict[str, str]) 
         manifest = read_manifest(stage_dir(config, need))
         if manifest:
             inputs[need] = outputs_hash(manifest)
-    values = {key: OmegaConf.to_container(config[key]) for key in stage.reads}
+    values = {block: {key: value for key, value in OmegaConf.to_container(config[block]).items() if key not in NOT_ITS_OWN.get(block, ())} for block in stage.reads}
     files = {}
+    if stage.signed:
+        values["signoff"] = [config.anonymise.signoff, read_signoff(config.run_dir)]
     if stage.company and config.company:
         files |= {str(path): hashes.of(path) for path in load_pack(config.company).files()}
     if "data" in stage.reads:
@@ -133,17 +137,25 @@ def take_over(config, stage: Stage, wanted: dict) -> bool:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
     copy.rename(target)
+    if stage.name == "anonymise" and review_folder(config.reuse).is_dir():       # what was read there is here, byte for byte
+        shutil.copytree(review_folder(config.reuse), review_folder(config.run_dir), dirs_exist_ok=True)
+    record_config(config, stage, wanted)
     return True
+
+
+def record_config(config, stage: Stage, wanted: dict) -> Path:
+    """Write down the configuration a stage is run with, for its process, the review and erasure. Returns the file."""
+    path = Path(config.run_dir) / "config" / f"{stage.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = config.copy()
+    config.fingerprint = wanted
+    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    return path
 
 
 def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     """Run one stage in a process of its own. Raises: StageError when it fails."""
-    run_dir = Path(config.run_dir)
-    settings = run_dir / "config" / f"{stage.name}.yaml"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    config = config.copy()
-    config.fingerprint = wanted
-    settings.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    settings = record_config(config, stage, wanted)
     launcher = shlex.split(config.hardware.launcher) if stage.trains else []
     command = [*(launcher or [sys.executable]), "-m", "training.pipeline", "--stage", stage.name, str(settings)]
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_SILENT": "true", "PYTHONHASHSEED": "0"}
@@ -202,23 +214,6 @@ def _print_seconds(config, seconds: dict[str, float]) -> None:
     for name, value in seconds.items():
         print(f"{name:<12} {value:7.1f}  {read_manifest(stage_dir(config, name))['peak_memory_gib']:.2f} GiB")
     print(f"{'all':<12} {sum(seconds.values()):7.1f}")
-
-
-def take_lock(run_dir: Path) -> int:
-    """Hold the run folder for this process and the stages it starts; a stage that outlives its killed parent still holds it.
-
-    Raises: StageError where the folder cannot be written, or somebody else is at work in it.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise StageError(f"cannot write to {run_dir}: {error.strerror}; choose another place with run_dir=…") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StageError(f"another pipeline is at work in {run_dir}: wait for it, stop it, or choose another run_name") from None
-    return lock
 
 
 def main(arguments: list[str]) -> int:

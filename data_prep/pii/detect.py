@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from data_prep.pii import dates, known, names
 from data_prep.pii.address import addresses
+from data_prep.pii.announce import announced, kind_of_word, words_for
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
-from data_prep.pii.structured import announced, kind_of_word, structured, words_for
+from data_prep.pii.structured import structured
 
 PAUSE, NEXT = "\x1e", "\n"          # between two speakers; between two messages of one speaker
 # Who wins where spans overlap.
@@ -186,13 +187,13 @@ def _answers(document: Document, lexicon: Lexicon, found: list[tuple[int, int, s
             shown = [kind for start, end, kind, _ in found if low <= start and end <= high and kind in (*PERSONAL, "address")]
             wanted = _wanted(text) or ([*shown, "number"] if shown and "?" in text else [])
             asked, left = (wanted, PATIENCE) if wanted else (asked if left else [], left - 1)
-        elif role == "user" and (own := _wanted(text)) and any(c.isdigit() for c in text) and len(text.split()) <= 14:
+        elif role == "user" and (own := [kind for kind in _wanted(text) if kind not in ("mail", "address")]) and any(c.isdigit() for c in text) and len(text.split()) <= 14:
             asked, left = own, PATIENCE          # "my card is 4111 1111", and the rest in the next message
         elif role == "user" and asked and left > 0 and len(text) <= 60 and len(text.split()) <= 8:
-            for match in _answer.finditer(text):
+            for match in () if _money.search(text) else _answer.finditer(text):
                 kind = asked[0]
                 word = match.group()
-                if kind == "mail" and (word.strip("@.").casefold() not in _little and not lexicon.flags(word.casefold()) & COMMON):
+                if kind == "mail" and sum(c.isdigit() for c in word) < 5 and (word.strip("@.").casefold() not in _little and not lexicon.flags(word.casefold()) & COMMON):
                     yield low + match.start(), low + match.end(), "email", "asked"
                 elif kind in PERSONAL.values() and any(c.isdigit() for c in word):
                     yield low + match.start(), low + match.end(), kind, "asked"
@@ -200,6 +201,7 @@ def _answers(document: Document, lexicon: Lexicon, found: list[tuple[int, int, s
                     yield low + match.start(), low + match.end(), "address", "asked"
 
 
+_money = re.compile(r"[€$£]|\d[.,]\d\d(?!\d)|\d ?(?:kr|sek|eur|euro|zł|chf|usd|,-)(?!\w)", re.IGNORECASE)
 _answer = re.compile(r"[\w@.+'/-]*\w")
 _little = {"at", "dot", "and", "it", "is", "the"}
 
@@ -256,9 +258,9 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
 
 
 def _without_overlaps(seen: str, found: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int, str, str]]:
-    """Of overlapping spans the one whose kind comes first in PRIORITY, then the longest; what of the others stands out stays too."""
+    """Of overlapping spans the one whose kind comes first in PRIORITY, then the longest, a mere answer last; what of the others stands out stays too."""
     chosen: list[tuple[int, int, str, str]] = []
-    for start, end, kind, detector in sorted(set(found), key=lambda s: (PRIORITY.index(s[2]), s[0] - s[1], s)):
+    for start, end, kind, detector in sorted(set(found), key=lambda s: (s[3] == "asked", PRIORITY.index(s[2]), s[0] - s[1], s)):
         place = bisect.bisect(chosen, (start, end, "", ""))
         low = max(start, chosen[place - 1][1]) if place else start
         for other in [*chosen[place:bisect.bisect(chosen, (end, -1, "", ""))], (end, end, "", "")]:

@@ -26,7 +26,7 @@ _iban_like = re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", r
 _no_digit = re.compile(r"\D")
 _word = re.compile(r"[^\W\d_]+")
 _secret = re.compile(r"(?:sk|pk|rk)_(?:live|test)_\w{8,}|gh[pousr]_\w{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w.-]{8,}|(?<!\w)(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{32,}(?!\w)"
-                     r"|(?<!\w)(?:password|passwort|lösenord|lösenordet|wachtwoord|mot de passe|contraseña|hasło|pw|pwd|pin|cvv|cvc|api[ _-]?key|token|bearer)\s*(?:is|ist|är|est|es|:|=)?\s*(?!\*)\S*\d\S*", re.IGNORECASE)
+                     r"|(?<!\w)(?:password|passwort|lösenord|lösenordet|wachtwoord|mot de passe|contraseña|hasło|pw|pwd|pin|cvv|cvc|api[ _-]?key|token|bearer)(?!\w)\s*(?:is|ist|är|est|es|:|=)?\s*(?!\*)\S*\d\S*", re.IGNORECASE)
 # Ids whose shape alone says what they are. (Runs of 9 to 11 digits pass some country's check too often to be called one.)
 _shaped = [(re.compile(pattern, re.IGNORECASE), get_cc_module(*module)) for pattern, module in (
     (r"(?<!\w)\d{6}[-+ABCDEF]\d{3}[0-9A-Z](?!\w)", ("fi", "hetu")), (r"(?<!\w)[A-Z]{6}\d{2}[A-Z]\d{2}[A-Z]\d{3}[A-Z](?!\w)", ("it", "codicefiscale")), (r"(?<!\w)(?:19|20)?\d{6}[-+ ]\d{4}(?!\w)", ("se", "personnummer")), (r"(?<!\w)(?:19|20)\d{10}(?!\w)", ("se", "personnummer")),

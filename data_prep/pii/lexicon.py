@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.pii.structured import announcing, kind_of_word
+from data_prep.pii.announce import announcing, kind_of_word
 
 HERE = Path(__file__).parent
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -82,6 +82,10 @@ class Lexicon:
             return COMMON
         zipf, witnesses = profile(word, self.language)
         is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
+        if known and not known & FIRST and frequencies("en").get(word, 0) >= 4.6:          # "days" is somebody's surname
+            return known | COMMON
+        if not known and frequencies("en").get(word, 0) >= 4.8:
+            return ORDINARY
         if known:
             return known | COMMON if is_of_one_language and zipf >= 4.2 else known
         if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette
@@ -242,13 +246,13 @@ def _flagged(first: dict[str, frozenset[str]], last: dict[str, frozenset[str]]) 
 
 
 @functools.cache
-def build_cues() -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
-    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames)."""
+def build_cues(language: str | None = None) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
+    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames), in a language and in English."""
     cues: dict[str, set[tuple[tuple[str, ...], str]]] = {}
     particles: set[str] = set()
-    for table in phrases().values():
+    for code, table in phrases().items():
         particles |= set(table.get("particles", []))
-        for kind in CUES:
+        for kind in CUES if language is None or language not in phrases() or code in (language, "en") else ():
             for phrase in table.get(kind, []):
                 words = tuple(_word_pieces(phrase))
                 if words:

@@ -150,6 +150,7 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
         return []
     if turn.by_agent and lexicon.slots and sentence_key(turn) in lexicon.slots:
         cue |= dict.fromkeys(candidates, "slot")
+    candidates = [i for i in candidates if not is_product(turn, i) or cue.get(i) in ("introduces", "asks")]
     chosen: dict[int, str] = {}
     for i in candidates:
         detector = _by_rule(turn, i, cue, lexicon)
@@ -162,6 +163,14 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
                 chosen[i] = "tagger"
     _extend(turn, chosen, lexicon)
     return list(_joined(turn, chosen, lexicon))
+
+
+def is_product(turn: Turn, i: int) -> bool:
+    """Whether a word is followed by a model number: "Nokia 3310", "Canon EOS 600D"."""
+    return _model_number.match(turn.gaps[i + 1]) is not None or (i + 1 < len(turn.words) and turn.gaps[i + 1] == " " and turn.words[i + 1].isupper() and _model_number.match(turn.gaps[i + 2]) is not None)
+
+
+_model_number = re.compile(r" [A-Z]{0,4}-?\d{1,5}(?![\d ]|[.:]\d\d(?!\d))")
 
 
 def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str | None:

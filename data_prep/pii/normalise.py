@@ -13,6 +13,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from num2words import num2words
@@ -158,8 +159,7 @@ def _pieces(phrase: str) -> list[str]:
     return _word.findall(phrase)
 
 
-@dataclass(slots=True)
-class _Said:
+class _Said(NamedTuple):
     """Digits, and where they are said; from_words: by words, not by numerals."""
 
     digits: str
@@ -200,25 +200,23 @@ def _spelled(plain: Shadow, language: str) -> Shadow:
 
 def _runs(text: str, spoken: dict, times: dict) -> list[list[_Said]]:
     """Numbers, in words and numerals, with little between them."""
-    words = list(_word_or_digits.finditer(text))
+    words = [(match.group().casefold(), match.start(), match.end()) for match in _word_or_digits.finditer(text)]
     runs: list[list[_Said]] = []
     at, end, repeat = 0, -1, None
     while at < len(words):
-        match = words[at]
-        word = match.group().casefold()
+        word, start, _ = words[at]
         if word in times and repeat is None:
-            repeat, at = match, at + 1
+            repeat, at = words[at], at + 1
             continue
         said = _number_at(words, at, spoken)
         if said is None:
             repeat, at = None, at + 1
             continue
         digits, stop = said
-        start = match.start()
-        if repeat is not None and _between.fullmatch(text, repeat.end(), start):
-            digits, start = digits * times[repeat.group().casefold()], repeat.start()
+        if repeat is not None and _between.fullmatch(text, repeat[2], start):
+            digits, start = digits * times[repeat[0]], repeat[1]
         repeat = None
-        found = _Said(digits, start, words[stop - 1].end(), not word.isdigit())
+        found = _Said(digits, start, words[stop - 1][2], not word.isdigit())
         if runs and end >= 0 and _between.fullmatch(text, end, found.start):
             runs[-1].append(found)
         else:
@@ -227,12 +225,12 @@ def _runs(text: str, spoken: dict, times: dict) -> list[list[_Said]]:
     return runs
 
 
-def _number_at(words: list[re.Match], at: int, spoken: dict) -> tuple[str, int] | None:
+def _number_at(words: list[tuple[str, int, int]], at: int, spoken: dict) -> tuple[str, int] | None:
     """(digits, index behind them) of the longest number that begins at a word."""
-    word = words[at].group().casefold()
+    word = words[at][0]
     if word.isdigit():
         return word, at + 1
     for rest, digits in spoken.get(word, ()):
-        if len(rest) <= len(words) - at - 1 and all(words[at + 1 + i].group().casefold() == each for i, each in enumerate(rest)) and words[at + len(rest)].end() - words[at].start() < 40:
+        if len(rest) <= len(words) - at - 1 and all(words[at + 1 + i][0] == each for i, each in enumerate(rest)) and words[at + len(rest)][2] - words[at][1] < 40:
             return digits, at + 1 + len(rest)
     return None

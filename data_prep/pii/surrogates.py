@@ -15,11 +15,12 @@ from pathlib import Path
 
 import phonenumbers
 import yaml
-from stdnum import iban
+from stdnum import iban, luhn
 
+from data_prep.pii.announce import markets
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, listed_names, plain
 from data_prep.pii.names import WORD
-from data_prep.pii.structured import IBAN_LENGTHS, is_card, markets
+from data_prep.pii.structured import IBAN_LENGTHS
 
 HERE = Path(__file__).parent
 MODES = ("surrogate", "placeholder", "slot")
@@ -169,7 +170,7 @@ class Surrogates:
     def _email(self, text: str) -> str:
         number = self.number("email", text)
         first, last = people_of(self.locale)
-        pick = [re.sub(r"[^a-z]", "", plain(names[(number >> shift) % len(names)])) or "kim" for names, shift in ((first, 0), (last, 16))]
+        pick = [next((name for step in range(9) if (name := re.sub(r"[^a-z]", "", plain(names[((number >> shift) + step) % len(names)]))) and name not in self.taken), "kim") for names, shift in ((first, 0), (last, 16))]
         domains = reserved()["mail_domains"]
         local = f"{pick[0]}.{pick[1]}{number % 90 + 10}"
         return f"{local}@{domains[number % len(domains)]}" if "@" in text or " " in text or "(" in text or "&" in text or "%" in text or "\\" in text else local
@@ -215,8 +216,8 @@ class Surrogates:
         return _next_last_digit(made) if iban.is_valid(made) else made
 
     def _card(self, text: str) -> str:
-        made = _redrawn(text, self.number("card", text))
-        while is_card(re.sub(r"\D", "", made)) or _normal(made) == _normal(text):
+        made = _redrawn(text, self.number("card", text), first=re.search(r"\d|$", text).group())
+        while luhn.is_valid(re.sub(r"\D", "", made)) or _normal(made) == _normal(text):
             made = _next_last_digit(made)
         return made
 
@@ -226,7 +227,7 @@ class Surrogates:
         number = self.number("national_id", text)
         for step in range(1000):
             made = _redrawn(text, number + step)
-            if is_no_id(re.sub(r"\D", "", made), self.market) and not is_card(re.sub(r"\D", "", made)) and not _has_an_ids_shape(made):
+            if is_no_id(re.sub(r"\D", "", made), self.market) and not (len(re.sub(r"\D", "", made)) > 11 and luhn.is_valid(re.sub(r"\D", "", made))) and not _has_an_ids_shape(made):
                 return made
         return re.sub(r"\d", "0", text)
 
