@@ -26,12 +26,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.pii.bars import BARS, measured, missed, misses, verdict
-from benchmarks.pii.page import picture, written
-from benchmarks.pii.public import DOGO, SYNTH, UNER, absent, multidogo, synth, uner
+from benchmarks.measure.bars import BARS, measured, missed, misses, verdict
+from benchmarks.measure.page import picture, written
+from benchmarks.measure.public import DOGO, SYNTH, UNER, absent, multidogo, synth, uner
+from benchmarks.measure.speed import KEY, speed
+from benchmarks.measure.tools import by_presidio, flagged, ours, presidio
 from benchmarks.pii.sets import SETS
-from benchmarks.pii.speed import KEY, speed
-from benchmarks.pii.tools import by_presidio, flagged, ours, presidio
 from data_prep.artifacts import StageError
 from data_prep.conversation import write_json
 from data_prep.pii import fit

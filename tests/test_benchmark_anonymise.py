@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.anonymise import PUBLIC, main
-from benchmarks.pii import public
-from benchmarks.pii.bars import BARS, Bar, least_of, measured, misses, o_tokens, of_case, of_secret, shortfalls, verdict, was_touched
-from benchmarks.pii.page import picture, speed_bars, written
-from benchmarks.pii.speed import blocks, one_core, process
+from benchmarks.measure import public
+from benchmarks.measure.bars import BARS, Bar, least_of, measured, misses, o_tokens, of_case, of_secret, shortfalls, verdict, was_touched
+from benchmarks.measure.page import picture, speed_bars, written
+from benchmarks.measure.speed import blocks, one_core, process
+from benchmarks.pii.sets import SETS
 from benchmarks.pii.text import case, mark
 from data_prep.artifacts import StageError
 from data_prep.pii import fit
@@ -51,8 +52,8 @@ def test_quarantined_cases_are_neither_hit_nor_miss(row):
 def test_what_falls_short_is_said(row):
     told = "\n".join(shortfalls(row))
     assert "0.333, the bar is ≥ 0.9" in told
-    assert "hard 0.00" in told
-    assert "easy 0.50 against 0.67 (other)" in told
+    assert "hard 0.000" in told
+    assert "easy 0.500 against 0.667 (other)" in told
     assert [least_of(row, group) for group in ("easy", "hard")] == [0.4, 0.2]
 
 
@@ -149,7 +150,7 @@ def test_wrong_arguments_are_refused(argument, message):
 
 def test_the_slower_corpus_meets_the_speed_bar_or_it_is_missed(row):
     fast, slow = ({"texts": 1, "bytes": 10, "own_bytes": 10, "ours, structured": rate, "ours, full stage": 0.3} for rate in (2.0, 0.5))
-    made = {"rates": {"a": {"by turn": fast, "by conversation": fast}, "b": {"by turn": slow, "by conversation": slow}}, "scaling": {"seconds": {1: 2.0, 2: 1.0}, "cpu": {1: 2.0, 2: 2.1}, "speed-up": 2.0, "load": 0.1, "conversations": 9},
+    made = {"rates": {"a": {"by turn": fast, "by conversation": fast}, "b": {"by turn": slow, "by conversation": slow}}, "scaling": {"seconds": {"1": 2.0, "2": 1.0}, "cpu": {"1": 2.0, "2": 2.1}, "speed-up": 2.0, "load": 0.1, "conversations": 9},
             "footprints": {"ours": {"start_cpu": 0.5, "start_wall": 0.5, "start_mb": 90, "peak_mb": 400}}}
     verdicts = {what: met for what, _, _, met in speed_bars(made)}
     assert not verdicts["structured by turn, MB/s"]
@@ -164,6 +165,4 @@ def test_the_slower_corpus_meets_the_speed_bar_or_it_is_missed(row):
 
 
 def test_every_bar_reads_a_set_that_exists():
-    from benchmarks.pii.sets import SETS
-
     assert {bar.source for bar in BARS} <= set(SETS) | set(PUBLIC)

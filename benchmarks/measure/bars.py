@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import NamedTuple
 
-from benchmarks.pii.public import ADDRESSABLE, PERSONAL, shape
+from benchmarks.measure.public import ADDRESSABLE, PERSONAL, shape
 from benchmarks.pii.score import Found, covered, masked, touched, untouched
 from data_prep.statistics import wilson
 
@@ -181,7 +181,7 @@ def shortfalls(row: dict) -> list[str]:
         told.append(f"{title}: {share(row['all']['ours']):.3f}, the bar is {bar_text(row)}")
     low = [(share(c.get("ours")), group) for group, c in row["groups"].items() if least_of(row, group) is not None and share(c.get("ours")) is not None and share(c["ours"]) < least_of(row, group)]
     if low:
-        told.append(f"{title}: {len(low)} of {len(row['groups'])} groups below their own bar: " + ", ".join(f"{group} {value:.2f}" for value, group in sorted(low)))
+        told.append(f"{title}: {len(low)} of {len(row['groups'])} groups below their own bar: " + ", ".join(f"{group} {value:.3f}" for value, group in sorted(low)))
     behind = []
     for group, columns in [("all together", row["all"]), *row["groups"].items()]:
         mine, best = share(columns.get("ours")), [(v, tool) for tool, pair in columns.items() if tool not in ("ours", "detectors") and (v := share(pair)) is not None]
@@ -189,7 +189,7 @@ def shortfalls(row: dict) -> list[str]:
             continue
         value, tool = (min if row["bad_if_high"] else max)(best, key=lambda pair: pair[0])
         if (mine > value) if row["bad_if_high"] else (mine < value):
-            behind.append((abs(mine - value), f"{group} {mine:.2f} against {value:.2f} ({tool})"))
+            behind.append((abs(mine - value), f"{group} {mine:.3f} against {value:.3f} ({tool})"))
     if behind:
         told.append(f"{title}: behind another tool in {len(behind)} of {len(row['groups']) + 1} rows, widest first: " + "; ".join(text for _, text in sorted(behind, reverse=True)[:5]))
     return told

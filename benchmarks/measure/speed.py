@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.measure.tools import ENGINES, conversation, presidio, quiet, worker
 from benchmarks.pii.sets import SETS
-from benchmarks.pii.tools import ENGINES, conversation, presidio, quiet, worker
 from data_prep.anonymise import make_work
 from data_prep.artifacts import ROOT
 from data_prep.company.generate import archive
@@ -120,8 +120,8 @@ def scaling(conversations: list[Conversation], fitted: Path, shard: int = 50) ->
         begun, used = time.perf_counter(), cpu()
         for _ in mapped(functools.partial(make_work, KEY, str(fitted), None), shards, "local", workers):
             pass
-        seconds[workers], work[workers] = time.perf_counter() - begun, cpu() - used
-    return {"seconds": seconds, "cpu": work, "speed-up": seconds[1] / seconds[2], "load": load, "conversations": len(conversations)}
+        seconds[str(workers)], work[str(workers)] = time.perf_counter() - begun, cpu() - used
+    return {"seconds": seconds, "cpu": work, "speed-up": seconds["1"] / seconds["2"], "load": load, "conversations": len(conversations)}
 
 
 # A child that is started by a large process inherits that one's peak memory; this small one stands between them.

@@ -6,9 +6,9 @@ import io
 
 import matplotlib
 
-from benchmarks.pii.bars import bar_text, interval, share, shortfalls, verdict
+from benchmarks.measure.bars import bar_text, interval, share, shortfalls, verdict
+from benchmarks.measure.tools import ENGINES, SURE
 from benchmarks.pii.sets import MARKETS, SETS
-from benchmarks.pii.tools import ENGINES, SURE
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -123,7 +123,7 @@ def speed(made: dict, other: dict | None) -> list[str]:
     verdicts = table(["T11", "bar", "measured", ""], [[what, bar, value, {True: "met", False: "missed", None: "not judged: the machine was busy"}[met]] for what, bar, value, met in speed_bars(made)])
     return ["Megabytes per CPU second of one core, best of three passes, the slower of the two corpora against each bar. The full stage is names, stand-ins and leak check too. *By conversation* joins turns to 2.3 kB, which suits Presidio; the full stage reads the "
             f"conversations as they are ({own}).", verdicts, first, second,
-            f"Two worker processes against one on {two['conversations']} conversations, start of the processes included: {two['seconds'][1]:.1f} s to {two['seconds'][2]:.1f} s, {two['speed-up']:.2f} times; CPU seconds {two['cpu'][1]:.1f} to {two['cpu'][2]:.1f}"
+            f"Two worker processes against one on {two['conversations']} conversations, start of the processes included: {two['seconds']['1']:.1f} s to {two['seconds']['2']:.1f} s, {two['speed-up']:.2f} times; CPU seconds {two['cpu']['1']:.1f} to {two['cpu']['2']:.1f}"
             f" (load of the machine before: {two['load']:.1f}; other work makes this figure meaningless above {BUSY})."]
 
 

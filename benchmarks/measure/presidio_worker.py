@@ -1,6 +1,6 @@
 """Presidio as a worker in an environment of its own, because this project does not depend on it. Imports nothing of ours.
 
-    <python with presidio-analyzer> benchmarks/pii/presidio_worker.py all|default passes regions < texts > spans
+    <python with presidio-analyzer> benchmarks/measure/presidio_worker.py all|default passes regions < texts > spans
 
 In: one JSON string a line. Out: for each text a line [[start, end, type, score], …], and last what the run was:
 {"cpu": seconds of the fastest pass, "start": CPU seconds until ready, "recognisers": how many, "versions": {…}}.
