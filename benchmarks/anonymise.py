@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> dict:
     """Measure, write the page, the picture and results.json, and return what is in the last."""
     options, wanted = read(arguments)
     begun, data, python = time.perf_counter(), options.get("data") or os.environ.get("SUPPORTLOOP_DATA"), options.get("presidio")
-    results = {"made": facts(arguments, python), "rows": generated([name for name in wanted if name in SETS], options, python)}
+    results = {"made": facts(arguments, python, Path(options.get("fit", fit.SHIPPED))), "rows": generated([name for name in wanted if name in SETS], options, python)}
     results |= published([name for name in wanted if name in PUBLIC], Path(data) if data else None, options, python, results["rows"])
     if "speed" in wanted:
         say("speed, start-up and memory")
@@ -115,12 +115,12 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def facts(arguments: list[str], python: str | None) -> dict:
+def facts(arguments: list[str], python: str | None, fitted: Path) -> dict:
     """What the figures depend on. Paths stay out of the page: they are this machine's."""
     command = " ".join(shlex.quote(a if a.split("=")[0] not in ("data", "presidio", "fit", "held_out", "out") else f"{a.split('=')[0]}=…") for a in arguments)
     versions = {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     other = presidio(python, "all", ["x"])[1] if python else None
-    return {"command": f"python -m benchmarks.anonymise {command}".strip(), "date": datetime.date.today().isoformat(), "versions": versions, "processors": os.cpu_count(),
+    return {"command": f"python -m benchmarks.anonymise {command}".strip(), "date": datetime.date.today().isoformat(), "versions": versions, "processors": os.cpu_count(), "artefact": fit.load(fitted).digest,
             "machine": platform.machine(), "presidio": other and {"versions": other["versions"], "recognisers": other["recognisers"]}}
 
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.anonymise import PUBLIC, main
 from benchmarks.measure import public
 from benchmarks.measure.bars import BARS, Bar, least_of, measured, misses, o_tokens, of_case, of_secret, shortfalls, verdict, was_touched
-from benchmarks.measure.page import picture, speed_bars, written
+from benchmarks.measure.page import percent, picture, speed_bars, written
 from benchmarks.measure.speed import blocks, one_core, process
 from benchmarks.pii.sets import SETS
 from benchmarks.pii.text import case, mark
@@ -157,11 +157,16 @@ def test_the_slower_corpus_meets_the_speed_bar_or_it_is_missed(row):
     assert verdicts["full stage, MB/s"]
     assert verdicts["start-up, CPU s"]
     assert not verdicts["peak memory, MB"]
-    facts = {"command": "x", "date": "2026-01-01", "minutes": 1.0, "processors": 2, "machine": "x", "versions": {}, "presidio": None}
+    facts = {"command": "x", "date": "2026-01-01", "minutes": 1.0, "processors": 2, "machine": "x", "versions": {}, "artefact": "0", "presidio": None}
     results = {"made": facts, "rows": [row], "skipped": {}, "speed": made}
     assert "T11, peak memory, MB: 400.00, the bar is ≤ 300" in written(results)
     assert "33.3 % [6.1, 79.2]" in written(results)
     assert picture(results).count("supportloop") >= 1
+
+
+@pytest.mark.parametrize(("pair", "text"), [([9999, 10000], "99.99 %"), ([99999, 100000], "> 99.99 %"), ([1, 100000], "< 0.01 %"), ([3, 3], "100.0 %"), ([0, 5], "0.0 %"), ([0, 0], "–"), (None, "–")])
+def test_no_share_is_rounded_to_all_or_nothing(pair, text):
+    assert percent(pair) == text
 
 
 def test_every_bar_reads_a_set_that_exists():

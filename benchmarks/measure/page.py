@@ -21,15 +21,22 @@ PLACES = {"synth": "presidio-research", "multidogo": "MultiDoGO", "uner": "UNER"
 
 
 def percent(pair: list[int] | None) -> str:
+    """The share, with two decimals where a thousand cases bear them; never 100 where one was missed, never 0 where one was hit."""
     value = share(pair)
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{figure(value, pair[1])} %"
+
+
+def figure(value: float, n: int) -> str:
+    places = 2 if n >= 1000 else 1
+    text = f"{100 * value:.{places}f}"
+    return f"> {100 - 10 ** -places}" if value < 1 and float(text) == 100 else f"< {10 ** -places}" if value > 0 and float(text) == 0 else text
 
 
 def with_interval(pair: list[int] | None) -> str:
     if share(pair) is None:
         return "–"
     low, high = interval(pair)
-    return f"{percent(pair)} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{percent(pair)} [{figure(low, pair[1])}, {figure(high, pair[1])}]"
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -57,7 +64,7 @@ def head(made: dict) -> str:
         f"Presidio {other['versions']['presidio-analyzer']} reads every message by itself, without a language model (so it looks for no names; its context words have no effect), once as it comes "
         f"and once with every recogniser of a European country and of Canada, {other['recognisers']} in all, and 23 phone regions; every score counts, and beside it only {SURE} or more.")
     libraries = ", ".join(f"{name} {version}" for name, version in (made["versions"] | ({f"Presidio's {n}": v for n, v in other["versions"].items()} if other else {})).items())
-    return (f"# Anonymisation, measured\n\n`{made['command']}`, {made['date']}, {made['minutes']:.0f} minutes, {made['processors']} processors ({made['machine']}); {libraries}.\n\n"
+    return (f"# Anonymisation, measured\n\n`{made['command']}`, {made['date']}, {made['minutes']:.0f} minutes, {made['processors']} processors ({made['machine']}); artefact {made['artefact']}; {libraries}.\n\n"
             "A secret counts as masked where no letter or digit of it survives, whatever it was taken for. *Ours* is what the stage releases: a quarantined case is neither hit nor miss, its share stands "
             "beside. *Detectors* are the same spans on every case, quarantined ones too: the cases the other columns are measured on. Brackets are 95 % Wilson intervals; slots of one conversation count as if they were independent, so theirs are too narrow. *Readable* is a black-box look at "
             f"what was released: cases in which a piece of a secret still stands. {beside} Generated sets are drawn from names that the measured artefact never saw; public data is measured with the shipped one.")
