@@ -57,6 +57,12 @@ def test_what_falls_short_is_said(row):
     assert [least_of(row, group) for group in ("easy", "hard")] == [0.4, 0.2]
 
 
+def test_a_group_that_never_got_out_is_named():
+    row = measured(SECRET, [mail("easy"), mail("stuck")], [spans(ALL), spans(ALL, released=False)], [{}, {}])
+    assert verdict(row) == "met"
+    assert shortfalls(row) == ["T0, mail: of 1 groups nothing was released, so the figures above leave them out: stuck"]
+
+
 def test_over_masking_is_bad_when_high():
     bar = Bar("T0", "negatives touched", "made up", "case", was_touched(lambda c: c["group"]), most=0.1)
     plain = case("made up", "order", "en", "en", [("user", "order 1234")])

@@ -182,6 +182,9 @@ def shortfalls(row: dict) -> list[str]:
     low = [(share(c.get("ours")), group) for group, c in row["groups"].items() if least_of(row, group) is not None and share(c.get("ours")) is not None and share(c["ours"]) < least_of(row, group)]
     if low:
         told.append(f"{title}: {len(low)} of {len(row['groups'])} groups below their own bar: " + ", ".join(f"{group} {value:.3f}" for value, group in sorted(low)))
+    unseen = [group for group, c in row["groups"].items() if "detectors" in c and "ours" not in c]
+    if unseen:
+        told.append(f"{title}: of {len(unseen)} groups nothing was released, so the figures above leave them out: " + ", ".join(unseen))
     behind = []
     for group, columns in [("all together", row["all"]), *row["groups"].items()]:
         mine, best = share(columns.get("ours")), [(v, tool) for tool, pair in columns.items() if tool not in ("ours", "detectors") and (v := share(pair)) is not None]
