@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+BENCH := .venv-bench
 PIPELINE := $(PY) -m training.pipeline
 ARGS ?=
 TORCH_INDEX ?=
@@ -10,11 +11,11 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke test test-fast lint serve clean $(STAGES)
+.PHONY: help setup train smoke test test-fast lint bench-anonymise serve clean $(STAGES)
 
 help:  ## Show this help
-	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make STAGE       One stage: $(STAGES)"
+	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make STAGE            One stage: $(STAGES)"
 	@echo "  ARGS=\"key=value …\" changes any value of conf/; PYTHON=python3.12 picks the interpreter"
 
 setup: $(VENV)/.done  ## Create .venv and install everything (train and test do this by themselves)
@@ -49,5 +50,14 @@ test-fast: setup  ## The tests that train and serve nothing, under a minute
 lint: setup  ## Ruff
 	$(PY) -m ruff check .
 
-clean:  ## Remove runs/ (keeps .venv)
+bench-anonymise: setup $(BENCH)/.done  ## Anonymisation beside Presidio, quality and speed, into benchmarks/anonymise.md (ARGS="data=<folder>" adds public data)
+	$(PY) -m benchmarks.anonymise presidio=$(BENCH)/bin/python $(ARGS)
+
+$(BENCH)/.done:
+	@echo "Installing Presidio into $(BENCH), apart from everything else: about 400 MB on disk, no language model."
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check presidio-analyzer==2.2.366
+	@touch $@
+
+clean:  ## Remove runs/ (keeps .venv and .venv-bench)
 	rm -rf runs
