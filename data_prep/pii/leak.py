@@ -85,7 +85,7 @@ def _known(whole: str, words: set[str], persons: Iterable[dict], ordinary) -> It
                     among = capitals if ordinary(part.casefold()) else words
                     if len(part) > 2 and _plain(part) in among:
                         yield "a known name left"
-            elif (key in ("email", "address", "street", "username") and re.search(rf"(?<!\w){re.escape(text.casefold())}(?!\w)", folded)) or (key in ("phone", "iban", "card", "national_id", "personal_number") and len(number := _no_digit.sub("", text)[-9:]) >= 7 and number in digits):
+            elif (key in ("email", "address", "street", "username") and text.casefold() in folded and re.search(rf"(?<!\w){re.escape(text.casefold())}(?!\w)", folded)) or (key in ("phone", "iban", "card", "national_id", "personal_number") and len(number := _no_digit.sub("", text)[-9:]) >= 7 and number in digits):
                 yield f"a known {key} left"
 
 

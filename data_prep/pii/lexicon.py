@@ -86,7 +86,7 @@ class Lexicon:
         if known and in_english >= 4.6 and not (known & FIRST and word in self.native):          # "days" is somebody's surname
             return known | COMMON
         if not known and in_english >= 4:
-            return COMMON if in_english >= 4.8 else ORDINARY
+            return COMMON if in_english >= 4.3 else ORDINARY
         if known:
             return known | COMMON if is_of_one_language and zipf >= 4.2 else known
         if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette

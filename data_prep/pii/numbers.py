@@ -47,7 +47,7 @@ def numbers(seen: str, searched: str, start: int, end: int, market: str | None) 
         for last in range(len(digits_here) - 1, -1, -1):
             digits = "".join(digits_here[:last + 1])
             begin, stop = groups[place][0], groups[place + last][1]
-            if not 3 <= len(digits) <= LONGEST or (begin and searched[begin - 1].isalpha() and not _is_label(searched, begin)) or (stop < len(searched) and searched[stop].isalpha() and len(digits) < 12):
+            if not 3 <= len(digits) <= LONGEST or (begin and searched[begin - 1].isalpha() and not _is_label(searched, begin)) or (stop < len(searched) and searched[stop].isalpha() and len(digits) < 12 and not _extension.match(searched, stop)):
                 continue
             kind = _kind(seen, searched, begin, stop, digits, market)
             if kind:
@@ -60,6 +60,8 @@ def numbers(seen: str, searched: str, start: int, end: int, market: str | None) 
         begin, stop = groups[place][0], groups[place + last][1]
         while kind == "phone" and begin > start and searched[begin - 1] in "+(":
             begin -= 1
+        if kind == "phone" and (extension := _extension.match(searched, stop)):
+            stop = extension.end()
         if kind != "business":
             yield begin, stop, kind
         place += last + 1
@@ -76,6 +78,8 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
     count, written = len(digits), searched[start:end]
     if 14 <= count <= 19 and is_card(digits):
         return "card"
+    if count == 16 and _fours.fullmatch(written) and announced(seen, start)[:1] != ["business"]:          # written as cards are, one digit wrong
+        return "card"
     if count < 6 and not (count >= 3 and start and written == digits):
         return None
     cues = announced(seen, start)
@@ -88,7 +92,7 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
         return "card"                           # a part of one: "ending in 1234", "the first half is 4111 1111"
     if nearest == "secret" and written == digits and 3 <= count <= 8:
         return "secret"
-    if count < 6:
+    if count < 6 and not (count == 4 and cues[:1] and cues[0].startswith("id ")):
         return None
     if start and searched[start - 1] == "+" and 8 <= count <= 15 and not _no_phones_sign.search(written) and _is_phone_number("+" + digits, None, phonenumbers.is_possible_number):
         return "phone"
@@ -107,6 +111,8 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
         country = markets()[code]
         is_cued = f"id {code}" in cues[:2]
         if count in country.digits and not _unlike_an_id.search(written) and (is_cued or (not is_business and code == market and any(check(digits) for check in country.checks))):
+            return "national_id"
+        if is_cued and count == 4 and written == digits:          # the last four
             return "national_id"
         if is_cued and country.digits and min(abs(count - n) for n in country.digits) <= 1 and written == digits:
             return "national_id"            # one digit too many or too few
@@ -141,6 +147,9 @@ def _is_phone(searched: str, start: int, end: int, digits: str, market: str | No
     if is_business or market is None or (_not_a_phone.fullmatch(written) and not dotted) or _no_phones_sign.search(written):
         return False
     is_grouped = written != digits
+    if _phone_groups.fullmatch(written) and 8 <= len(digits) <= 12 and (          # somebody's from another country, or a mistyped one
+            digits.startswith("0") or any(_is_phone_number(digits, region, phonenumbers.is_valid_number) for region in markets())):
+        return True
     country = markets().get(market)
     if not digits.startswith("0") and country is not None and not country.bare_phone:
         return False
@@ -148,6 +157,9 @@ def _is_phone(searched: str, start: int, end: int, digits: str, market: str | No
         phonenumbers.is_valid_number_for_region(number, region) for region in NEIGHBOURS.get(market, (market,))))
 
 
+_phone_groups = re.compile(r"(?!(?:(?:19|20)\d\d[ -]?)+$)[(]?\d{2,5}[)]?(?:[ -]\d{2,4}){2,4}")
+_fours = re.compile(r"\d{4}(?:[ -]\d{4}){3}")
+_extension = re.compile(r" ?(?:x|ext\.?) ?\d{1,5}(?!\w)")
 _no_phones_sign = re.compile(r"(?<!\*)\*(?!\*)|:|__")
 
 

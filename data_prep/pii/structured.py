@@ -144,9 +144,11 @@ def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iter
         if _holds_mail(match.group()):
             yield *match.span(), "secret"
     for match in _mixed.finditer(searched):          # passport, licence, password, PIN: letters and digits that a word announces
-        kinds = announced(seen, match.start())[:1]
-        if kinds in (["document"], ["secret"], ["device"]) and any(c.isdigit() for c in match.group()):
-            yield match.start(), match.end(), "secret" if kinds == ["secret"] else "document"
+        kinds = announced(seen, match.start())[:2]          # "my passport number is": two kinds, and the second says it
+        if kinds[:1] == ["secret"]:
+            yield *match.span(), "secret"
+        elif {"document", "device"} & set(kinds[:1] if kinds[:1] != ["phone"] else kinds):
+            yield *match.span(), "document"
 
 
 _mac = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}([:-]))(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])")

@@ -20,9 +20,11 @@ from stdnum import iban, luhn
 from data_prep.pii.announce import markets
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, listed_names, plain
 from data_prep.pii.names import WORD
+from data_prep.pii.normalise import shadow
 from data_prep.pii.structured import IBAN_LENGTHS
 
 HERE = Path(__file__).parent
+NUMBERS = ("card", "iban", "national_id", "phone", "account")
 MODES = ("surrogate", "placeholder", "slot")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -92,6 +94,11 @@ class Surrogates:
         if kind == "name":
             return self._name(text)
         key = (kind, _normal(text))
+        if kind in NUMBERS and sum(c in "0123456789" for c in text) < 4:          # told in words or in digits of another script
+            said = shadow(text, self.language).text
+            text = said if sum(c.isdigit() for c in said) >= 4 else text
+        if key not in self.given and kind in NUMBERS and not any(c.isdigit() for c in text):
+            self.given[key] = "0000"
         if key not in self.given:
             self.given[key] = self._ending(kind, text) or getattr(self, f"_{kind}")(text)
         made = self.given[key]
