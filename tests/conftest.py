@@ -33,6 +33,7 @@ def config(tmp_path):
     """The default configuration in a folder of its own, with a fingerprint as the pipeline would give."""
     made = load_config([f"run_dir={tmp_path}/run"])
     made.fingerprint = {"seed": 0}
+    made.anonymise.workers, made.anonymise.canaries = 1, 24
     return made
 
 
