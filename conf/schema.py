@@ -84,6 +84,7 @@ class Anonymise:
     engine: str = MISSING
     canaries: int = MISSING
     k: int = MISSING
+    max_rare: int | None = MISSING
     vault: str | None = MISSING
     signoff: str = MISSING                # required | waived
     max_residual: float = MISSING         # share of conversations that may still hold something, at the upper end of its interval

@@ -54,12 +54,13 @@ def read_key(key_file: str | None, *, sample: bool) -> bytes:
     raise StageError("anonymise needs a secret key of your own: set SUPPORTLOOP_KEY or anonymise.key_file (the published demo key serves the sample company only)")
 
 
-def make_masker(key: bytes, fit: str | Path, company: str | None, mode: str = "surrogate", scope: str = "conversation", model: str | None = None, vault: bool = False) -> Masker:
+def make_masker(key: bytes, fit: str | Path, company: str | None, mode: str = "surrogate", scope: str = "conversation", model: str | None = None, vault: bool = False,
+                max_rare: int | None = None) -> Masker:
     """The masker of these settings; in each worker anew, from what pickles."""
     pack = load_pack(company) if company else None
     facts = pack.company if pack else {}
     rules = compiled(tuple(facts.get("public_identifiers", [])), tuple(facts.get("business_numbers", [])))
-    return Masker(key, fitting.load(Path(fit), public_words(pack) if pack else ()), rules, mode, scope, ner.load(model) if model else None, vault)
+    return Masker(key, fitting.load(Path(fit), public_words(pack) if pack else ()), rules, mode, scope, ner.load(model) if model else None, vault, max_rare)
 
 
 def make_work(*settings) -> functools.partial:
@@ -80,7 +81,7 @@ def run(config) -> None:
         reader, edits = Reader(config), edits_by_conversation(config)
         planted = list(canaries(settings.canaries, config.seed))
         archive = ((conversation, [f.edit for f in edits.get(conversation.id, [])]) for conversation in reader.conversations())
-        make = functools.partial(make_work, key, str(fit), config.company, settings.mode, settings.scope, settings.ner, bool(settings.vault))
+        make = functools.partial(make_work, key, str(fit), config.company, settings.mode, settings.scope, settings.ner, bool(settings.vault), settings.max_rare)
         shards = _finished(out / "shards", make, chain(archive, ((conversation, []) for conversation, _ in planted)), settings)
         report, masked_edits = _release(config, out, shards, {conversation.id: secrets for conversation, secrets in planted})
         feedback = _write_feedback(out, reader, masked_edits, key)

@@ -66,7 +66,8 @@ def _on_ray(make: Callable[[], Callable], shards: Iterable, workers: int) -> Ite
             return {"at": row["at"], "made": self.work(row["shard"])}
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        # one more than the actors, or nobody is left to hand them their work
+        ray.init(num_cpus=max(1, workers) + 1, log_to_driver=False, logging_level="error", include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = iter(shards)
     while window := list(islice(shards, 8 * max(1, workers))):

@@ -31,7 +31,7 @@ class Market:
 @functools.cache
 def markets() -> dict[str, Market]:
     table = yaml.load((Path(__file__).parent / "markets.yaml").read_text(encoding="utf-8"), LOADER)
-    own = {"taj": is_taj, "nino": lambda text: True, "samordningsnummer": is_samordningsnummer}
+    own = {"taj": is_taj, "nino": lambda text: not text.isdigit(), "samordningsnummer": is_samordningsnummer}
     return {code: Market(checks=(*(importlib.import_module(f"stdnum.{name}").is_valid for name in row.get("ids", [])), *(own[name] for name in row.get("own", []))),
                          digits=frozenset(row.get("digits", [])), shape=re.compile(rf"(?<![A-Za-z0-9])(?:{row['shape']})(?![A-Za-z0-9])", re.IGNORECASE) if "shape" in row else None,
                          bare_phone=row.get("bare_phone", False), cues=tuple(row["cues"])) for code, row in table["markets"].items()}

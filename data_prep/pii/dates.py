@@ -61,6 +61,7 @@ def shifted(text: str, weeks: int, locale: str, year: int) -> str | None:
         day += datetime.timedelta(weeks=weeks)
     except OverflowError:
         return None
+    padded = "id" in parts or any(match.group(name).startswith("0") for name in parts)
     new = {"year": str(day.year), "month": day.month, "day": day.day}
     made = text
     for name, what in sorted(parts.items(), key=lambda item: -match.start(item[0])):
@@ -72,7 +73,7 @@ def shifted(text: str, weeks: int, locale: str, year: int) -> str | None:
         elif what == "year":
             value = value[-len(old):]
         else:
-            value = f"{value:0{len(old) if old.startswith('0') or (len(old) == 2 and int(old) < 10) else 1}d}"
+            value = f"{value:02d}" if padded else str(value)
         made = made[:match.start(name)] + str(value) + made[match.end(name):]
     return made
 

@@ -127,6 +127,8 @@ def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str
     asked = 0
     for i, (role, _) in enumerate(document.texts):
         low, high = document.bounds(i)
+        if role == "tool":          # keys and codes, no prose: what is known, and what a key calls a name
+            continue
         turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked > 0 and role == "user")
         if turn.asked and high - low <= 200 and _letters.fullmatch(seen, low, high):
             yield low, high, "name", "asked"

@@ -89,7 +89,8 @@ class People:
                 match = pattern.search(seen, low, high)
                 if match and any(part.startswith(match.group(1).casefold()) for part in self.parts):
                     yield *match.span(1), "name"
-        for match in _handle.finditer(seen):
+        smooth = plain(seen)
+        for match in _handle.finditer(seen) if any(len(part) >= 4 and part in smooth for part in self.parts) else ():
             word = match.group()
             if (not word.isalpha() or seen[match.start() - 1:match.start()] == "@") and any(len(part) >= 4 and plain(part) in plain(word) for part in self.parts):
                 yield *match.span(), "name"

@@ -19,7 +19,8 @@ from data_prep.pii.structured import IBAN_LENGTHS
 from data_prep.pii.surrogates import is_reserved_phone
 
 RESERVED_MAIL = re.compile(r"@example\.(com|org|net)$", re.IGNORECASE)
-_mail = re.compile(r"[^\s<>()\[\],;:\"']+@[^\s<>()\[\],;:\"']+\.\w+")
+_mail = re.compile(r"[^\s<>()\[\],;:\"'@]{1,64}@[^\s<>()\[\],;:\"'@]{1,250}\.\w+")
+_invisible = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff\u20e0-\u20e3]")
 _escape = re.compile(r"\\+u([0-9a-fA-F]{4})|%([2-7][0-9a-fA-F])")
 _digits = re.compile(r"\d(?:[ \t().\u2013-]{0,2}\d)+")
 _iban_like = re.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}", re.IGNORECASE)
@@ -35,6 +36,7 @@ _shaped = [(re.compile(pattern, re.IGNORECASE), get_cc_module(*module)) for patt
     (r"(?<!\w)\d{3}-\d{2}-\d{4}(?!\w)", ("us", "ssn")))]
 
 
+_maybe_shaped = re.compile(r"\d{6}[-+/A-F ]\d{3}|[A-Za-z]{6}\d\d|756\.|\d{8}-?[A-Za-z](?!\w)|\d{7}[A-Wa-w]|\d{12}|[12](?: ?\d){14}|\d\d\.\d\d\.\d\d-|\d{3}-\d\d-\d{4}")          # else none of them can match
 # HMRC gives out no number that begins with D, F, I, Q, U or V; a stand-in begins with QQ.
 _nino = re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?: ?\d\d){3} ?[A-D](?!\w)", re.IGNORECASE)
 # Ids that are digits alone: only where a word says so.
@@ -47,7 +49,7 @@ def bare(text: str) -> str:
     """The text without escapes, disguised characters and invisible ones; written apart from the detectors' shadow."""
     text = html.unescape(_escape.sub(lambda m: chr(int(m.group(1) or m.group(2), 16)), text))
     text = unicodedata.normalize("NFKC", text)
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Me", "Cs")) if not text.isascii() else text
+    return text if text.isascii() else _invisible.sub("", text)
 
 
 def _plain(text: str) -> str:
@@ -124,7 +126,7 @@ def _identifiers(whole: str, market: str | None) -> Iterable[str]:
     rest = _iban_like.sub(" ", whole)
     if any(_holds_card(run) for run in _digits.findall(rest)):
         yield "a valid card number"
-    if any(module.is_valid(match.group()) for pattern, module in _shaped for match in pattern.finditer(rest)):
+    if _maybe_shaped.search(rest) and any(module.is_valid(match.group()) for pattern, module in _shaped for match in pattern.finditer(rest)):
         yield "a valid national id"
     if _nino.search(rest) or (market in _digit_ids and any(
             get_cc_module(*_digit_ids[market]).is_valid(re.sub(r"[ ./-]", "", match.group())) and _said_id.search(rest, max(0, match.start() - 60), match.start()) for match in _long_number.finditer(rest))):

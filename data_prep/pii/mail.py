@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from data_prep.pii.announce import LOADER
+
+try:
+    import re2
+except ImportError:         # slower, with the same matches
+    re2 = None
 
 
 @functools.cache
@@ -19,8 +25,18 @@ def _at_words() -> tuple[str, ...]:
 
 def may_say_mail(seen: str) -> bool:
     """Without one of these words no address is being spelled out."""
-    small = seen.lower()
-    return any(word in small for word in _at_words())
+    return _any_of(_at_words())(seen)
+
+
+@functools.cache
+def _any_of(words: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether one of these words occurs in a text, in any case: by RE2 in one pass over its bytes, else word by word."""
+    if re2 is None:
+        return lambda seen: any(word in seen.lower() for word in words)
+    options = re2.Options()
+    options.log_errors = False
+    pattern = re2.compile("|".join(map(re2.escape, words)).encode(), options)
+    return lambda seen: pattern.search(seen.lower().encode("utf-8", "replace")) is not None
 
 
 @functools.cache
@@ -48,8 +64,7 @@ def _providers() -> tuple[str, ...]:
 
 
 def has_provider(seen: str) -> bool:
-    small = seen.lower()
-    return any(word in small for word in _providers())
+    return _any_of(_providers())(seen)
 
 
 @functools.cache

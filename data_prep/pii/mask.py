@@ -20,8 +20,8 @@ from data_prep.pii.detect import Rules, Span, country_of, detect
 from data_prep.pii.fit import Fit
 from data_prep.pii.known import People
 from data_prep.pii.leak import leaks
-from data_prep.pii.lexicon import COMMON, plain
-from data_prep.pii.names import WORD
+from data_prep.pii.lexicon import COMMON, Lexicon, plain
+from data_prep.pii.names import WORD, is_product, turn_of
 from data_prep.pii.surrogates import Surrogates
 
 WEEKS = 26              # dates move by so many whole weeks at most
@@ -45,7 +45,7 @@ class Masked:
 class Masker:
     """Anonymises one conversation after the other; a pure function of key, settings, fitted artefact and conversation.
 
-    mode: surrogate, placeholder or slot. scope: what stand-ins are stable in, conversation or customer. recognise: a NER model.
+    max_rare: more capitalised words than this that nobody knows send a conversation to quarantine. mode: surrogate, placeholder or slot. scope: what stand-ins are stable in, conversation or customer. recognise: a NER model.
     """
 
     key: bytes
@@ -55,6 +55,7 @@ class Masker:
     scope: str = "conversation"
     recognise: Callable | None = None
     keep_vault: bool = False
+    max_rare: int | None = None
 
     def apply(self, conversation: Conversation, edits: list[str] = ()) -> Masked:
         """Never raises because of what a conversation holds: what cannot be handled is quarantined with the place in our code."""
@@ -77,6 +78,8 @@ class Masker:
         characters = sum(len(text) for _, text in texts)
         if sum(len(text) for _, text in masked) > MOSTLY_MASKED * characters and characters > 200:
             reasons.append("mostly personal data")
+        if self.max_rare is not None and self._rare(texts, outputs, outcome.spans, lexicon) > self.max_rare:
+            reasons.append("rare words left")
         if reasons:
             return Masked(conversation.id, None, reasons=reasons)
         outcome.record = self._record(conversation, outputs)
@@ -84,6 +87,18 @@ class Masker:
         if self.keep_vault:
             outcome.vault = encrypted({stand_in(span): span.text for spans in found for span in spans}, self.key, outcome.record["id"])
         return outcome
+
+    @staticmethod
+    def _rare(texts: list[tuple[str, str]], outputs: list[str], spans: list[list], lexicon: Lexicon) -> int:
+        """How many words stand in the output with a capital inside a sentence that neither lists nor frequencies nor the archive know."""
+        stand_ins = {(index, place) for index, start, end, _ in spans for place in range(start, end)}
+        rare = set()
+        for index, ((role, _), text) in enumerate(zip(texts, outputs, strict=True)):
+            if role in ("user", "assistant"):
+                turn = turn_of(text, 0, len(text), role == "assistant", lexicon)
+                rare |= {turn.lower[i] for i in range(1, len(turn.words)) if turn.flags[i] == 0 and len(turn.words[i]) > 3 and turn.words[i][0].isupper() and not turn.words[i].isupper()
+                         and not any(c in ".!?\n" for c in turn.gaps[i]) and not is_product(turn, i) and (index, turn.spans[i][0]) not in stand_ins}
+        return len(rare)
 
     def _stand_ins(self, conversation: Conversation, people: People, found: list[list[Span]]) -> Callable[[Span], str]:
         taken = {word for spans in found for span in spans if span.kind == "name" for word in WORD.findall(span.text)} | set(people.parts)

@@ -178,7 +178,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
     is_capital = word[0].isupper()
     is_listed = bool(flags & (FIRST | LAST))
     kind = cue.get(i)
-    if kind == "slot" and (is_capital or flags & FIRST):
+    if kind == "slot" and not flags & COMMON and ((is_capital and (flags or turn.language != "de")) or flags & FIRST):
         return "slot"
     if kind in STRONG and (is_listed or (is_capital and not flags & COMMON)):
         return "cue"

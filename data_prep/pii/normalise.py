@@ -12,6 +12,7 @@ import html
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _word = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _word_or_digits = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+")
 _between = re.compile(r"[\s,.\-–]{1,3}")
 _lookalike = str.maketrans(dict(zip("аеорсхуіѕјԁԛԝАВЕКМНОРСТХІЅЈУαορνικυΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcxyisjdqwABEKMHOPCTXISJYaopvikuABEZHIKMNOPTYX", strict=True)))
+_beyond_ascii = re.compile(r"[^\x00-\x7f]")
 _foreign = re.compile("[\u0370-\u052f]")
 _latin = re.compile("[A-Za-z0-9@]")
 _token = re.compile(r"\S+")
@@ -55,8 +57,14 @@ def shadow(text: str, language: str = "en") -> Shadow:
     position = 0
     for match in [*_escaped.finditer(text), None]:
         stop = match.start() if match else len(text)
-        for index in range(position, stop):
-            _put(text[index], index, index + 1, characters, starts, ends)
+        for beyond in [*_beyond_ascii.finditer(text, position, stop), None]:
+            end = beyond.start() if beyond else stop
+            characters.extend(text[position:end])          # plain ASCII stands for itself
+            starts.extend(range(position, end))
+            ends.extend(range(position + 1, end + 1))
+            if beyond:
+                _put(beyond.group(), end, end + 1, characters, starts, ends)
+                position = end + 1
         if match:
             for character in _unescaped(match.group()):
                 _put(character, match.start(), match.end(), characters, starts, ends)
@@ -171,7 +179,7 @@ class _Said(NamedTuple):
 def _spelled(plain: Shadow, language: str) -> Shadow:
     """The shadow with runs of number words written as digits."""
     spoken, times = number_words(language)
-    if sum(word.strip(".,;:!?").casefold() in spoken for word in plain.text.split()) < 2 and "-" not in plain.text and "," not in plain.text:
+    if next(islice((word for word in _word.findall(plain.text) if word.casefold() in spoken), 1, None), None) is None:          # fewer than two number words
         return plain
     runs = [run for run in _runs(plain.text, spoken, times) if sum(said.from_words for said in run) >= 2 and sum(len(said.digits) for said in run) >= SPELLED + any(len(said.digits) > 1 for said in run)]
     if not runs:

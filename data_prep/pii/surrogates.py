@@ -234,7 +234,7 @@ class Surrogates:
         number = self.number("national_id", text)
         for step in range(1000):
             made = _redrawn(text, number + step)
-            if is_no_id(re.sub(r"\D", "", made), self.market) and not (len(re.sub(r"\D", "", made)) > 11 and luhn.is_valid(re.sub(r"\D", "", made))) and not _has_an_ids_shape(made):
+            if is_no_id(re.sub(r"\D", "", made), self.market) and not (len(re.sub(r"\D", "", made)) > 11 and luhn.is_valid(re.sub(r"\D", "", made))) and not _has_an_ids_shape(made) and not _is_valid_phone(made, self.market):
                 return made
         return re.sub(r"\d", "0", text)
 
