@@ -221,6 +221,7 @@ def test_the_report_counts_what_is_unfit_to_learn(config):
         write_jsonl(out / "conversations.jsonl", [talk(f"c-{i}", customer={"id": f"u-{i}"}, started_at=f"2026-01-{1 + i % 28:02d}") | {
             "messages": [{"role": "user", "content": f"question {i * 7919}"}, {"role": "assistant", "content": replies[i % 3]}]} for i in range(60)])
         write_jsonl(out / "feedback.jsonl", [])
+    config.prepare.canaries = 0
     prepare.run(config)
     folder = stage_dir(config, "prepare")
     report = json.loads((folder / "report.json").read_text())
