@@ -32,7 +32,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 train: setup  ## The whole pipeline: sample company, tiny model, CPU, about 21 minutes
 	$(PIPELINE) $(ARGS)
 
-smoke: setup  ## Every stage, small, in about a minute and a half; its figures mean nothing
+smoke: setup  ## Every stage, small, in about two minutes; its figures mean nothing
 	$(PIPELINE) experiment=smoke $(ARGS)
 
 $(STAGES): setup

@@ -120,7 +120,7 @@ def facts(arguments: list[str], python: str | None, fitted: Path) -> dict:
     command = " ".join(shlex.quote(a if a.split("=")[0] not in ("data", "presidio", "fit", "held_out", "out") else f"{a.split('=')[0]}=…") for a in arguments)
     versions = {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     other = presidio(python, "all", ["x"])[1] if python else None
-    return {"command": f"python -m benchmarks.anonymise {command}".strip(), "date": datetime.date.today().isoformat(), "versions": versions, "processors": os.cpu_count(), "artefact": fit.load(fitted).digest,
+    return {"command": f"python -m benchmarks.anonymise {command}".strip(), "date": datetime.date.today().isoformat(), "versions": versions, "processors": os.cpu_count(), "artefact": fit.digest_of(fitted),
             "machine": platform.machine(), "presidio": other and {"versions": other["versions"], "recognisers": other["recognisers"]}}
 
 

@@ -29,12 +29,13 @@ from data_prep.artifacts import StageError, stage_output
 from data_prep.audit import write_report
 from data_prep.company.pack import load_pack, public_words
 from data_prep.conversation import BadRecord, Conversation, Feedback, write_jsonl
-from data_prep.engines import mapped
+from data_prep.engines import ENGINES, mapped
 from data_prep.ingest import Reader
 from data_prep.pii import fit as fitting
 from data_prep.pii import ner
 from data_prep.pii.canaries import canaries, survivors
 from data_prep.pii.mask import Masked, Masker, compiled, is_sealed, pseudonym, texts_of
+from data_prep.pii.surrogates import MODES
 
 DEMO_KEY = b"supportloop demo key: for the sample company only"
 CLAIM = "pseudonymised: whoever holds the key can tell which conversations are one customer's"
@@ -77,7 +78,7 @@ def run(config) -> None:
     _check(settings)
     with stage_output(config, "anonymise") as out:
         fit = Path(settings.fit) if settings.fit else learn(config, out / "fit")
-        fitted = fitting.load(fit)
+        digest = fitting.digest_of(fit)          # here, not in a worker, a wrong folder is refused
         reader, edits = Reader(config), edits_by_conversation(config)
         planted = list(canaries(settings.canaries, config.seed))
         archive = ((conversation, [f.edit for f in edits.get(conversation.id, [])]) for conversation in reader.conversations())
@@ -85,7 +86,7 @@ def run(config) -> None:
         shards = _finished(out / "shards", make, chain(archive, ((conversation, []) for conversation, _ in planted)), settings)
         report, masked_edits = _release(config, out, shards, {conversation.id: secrets for conversation, secrets in planted})
         feedback = _write_feedback(out, reader, masked_edits, key)
-        report |= {"feedback": feedback, "input": dict(reader.counts), "fit": fitted.digest, "key": pseudonym(key, "key", "id"), "mode": settings.mode, "scope": settings.scope,
+        report |= {"feedback": feedback, "input": dict(reader.counts), "fit": digest, "key": pseudonym(key, "key", "id"), "mode": settings.mode, "scope": settings.scope,
                    "claim": CLAIM, "vault": bool(settings.vault)}
         with open(out / "quarantine.jsonl", "a", encoding="utf-8") as quarantine:
             quarantine.writelines(json.dumps({"id": bad["where"], "reasons": [bad["reason"]]}) + "\n" for bad in reader.bad)
@@ -96,7 +97,7 @@ def run(config) -> None:
 
 
 def _check(settings) -> None:
-    for key, allowed in (("mode", ("surrogate", "placeholder", "slot")), ("scope", ("conversation", "customer")), ("engine", ("local", "ray"))):
+    for key, allowed in (("mode", MODES), ("scope", ("conversation", "customer")), ("engine", ENGINES)):
         if settings[key] not in allowed:
             raise StageError(f"anonymise.{key}={settings[key]} is unknown; choose one of {', '.join(allowed)}")
 

@@ -11,10 +11,15 @@ from pathlib import Path
 import yaml
 from stdnum import luhn
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NEAR = 40               # a word announces what follows within so many characters
 ANNOUNCED = ("business", "card", "account", "phone", "mail", "document", "secret", "device", "address_of_network", "version", "amount")
-_cue_word = re.compile(r"[^\W_]+(?:[-'][^\W\d_]+)*")
+CUE_WORD = re.compile(r"[^\W_]+(?:[-'][^\W\d_]+)*")
+
+
+@functools.cache
+def data(name: str) -> dict:
+    """A YAML file of this folder, read once."""
+    return yaml.load((Path(__file__).parent / name).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,10 @@ class Market:
 
 @functools.cache
 def markets() -> dict[str, Market]:
-    table = yaml.load((Path(__file__).parent / "markets.yaml").read_text(encoding="utf-8"), LOADER)
     own = {"taj": is_taj, "nino": lambda text: not text.isdigit(), "samordningsnummer": is_samordningsnummer}
     return {code: Market(checks=(*(importlib.import_module(f"stdnum.{name}").is_valid for name in row.get("ids", [])), *(own[name] for name in row.get("own", []))),
                          digits=frozenset(row.get("digits", [])), shape=re.compile(rf"(?<![A-Za-z0-9])(?:{row['shape']})(?![A-Za-z0-9])", re.IGNORECASE) if "shape" in row else None,
-                         bare_phone=row.get("bare_phone", False), cues=tuple(row["cues"])) for code, row in table["markets"].items()}
+                         bare_phone=row.get("bare_phone", False), cues=tuple(row["cues"])) for code, row in data("markets.yaml")["markets"].items()}
 
 
 def is_taj(digits: str) -> bool:
@@ -51,8 +55,7 @@ def is_samordningsnummer(digits: str) -> bool:
 @functools.cache
 def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """(word → kind, beginning of a word → kind, phrase of several words → kind): what announces which kind of number."""
-    table = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
-    rows = [(kind, str(word).casefold()) for kind in ANNOUNCED for word in table[kind]]
+    rows = [(kind, str(word).casefold()) for kind in ANNOUNCED for word in data("announce.yaml")[kind]]
     rows += [(f"id {code}", str(word).casefold()) for code, market in markets().items() for word in market.cues]
     words = {word: kind for kind, word in rows if not word.endswith("*") and " " not in word}
     begins = {word[:-1]: kind for kind, word in rows if word.endswith("*")}
@@ -63,8 +66,7 @@ def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 @functools.cache
 def words_for(kind: str) -> frozenset[str]:
     """The words of announce.yaml that ask for a name, an address or a number without saying of what."""
-    table = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
-    return frozenset(str(word).casefold() for word in table[kind])
+    return frozenset(str(word).casefold() for word in data("announce.yaml")[kind])
 
 
 @functools.cache
@@ -92,7 +94,7 @@ def announced(seen: str, start: int) -> list[str]:
     if start > NEAR and seen[start - NEAR - 1].isalnum():       # begins inside a word
         before = " " * (len(before) - len(before.lstrip("abcdefghijklmnopqrstuvwxyz"))) + before.lstrip("abcdefghijklmnopqrstuvwxyz")
     found = []
-    for match in _cue_word.finditer(before):
+    for match in CUE_WORD.finditer(before):
         kind = kind_of_word(match.group())
         for part in match.group().split("-") if kind is None and "-" in match.group() else ():
             kind = kind or kind_of_word(part)

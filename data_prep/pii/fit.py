@@ -57,7 +57,6 @@ class Fit:
 
     base: Lexicon
     quantiles: list[str] = field(default_factory=list)      # started_at of the archive, ISO 8601
-    digest: str = ""
     held_out: frozenset[str] = frozenset()                  # names that nothing may know, for a fair measurement
     by_language: dict[str, Lexicon] = field(default_factory=dict)
     cells: frozenset[str] | None = None                     # combinations of market, intent and month that enough customers share
@@ -100,20 +99,29 @@ def cell(locale: str, intent: str | None, month: str | None) -> str:
     return f"{locale}|{intent or ''}|{month or ''}"
 
 
+def _check(folder: Path) -> None:
+    if not (folder / "fit.json").is_file():
+        raise StageError(f"anonymise.fit={folder} holds no fit.json: give the fit/ folder of an earlier run, or null to learn from this archive")
+
+
+def digest_of(folder: Path) -> str:
+    """The hash of an artefact, for lineage. Raises: StageError where the folder holds none."""
+    _check(folder)
+    return hashlib.sha256((folder / "fit.json").read_bytes() + (folder / "names.crfsuite").read_bytes()).hexdigest()[:16]
+
+
 def load(folder: Path = SHIPPED, company: Iterable[str] = (), hold_out: bool = False) -> Fit:
     """Raises: StageError where the folder holds no artefact."""
     import pycrfsuite
 
-    if not (folder / "fit.json").is_file():
-        raise StageError(f"anonymise.fit={folder} holds no fit.json: give the fit/ folder of an earlier run, or null to learn from this archive")
+    _check(folder)
     facts = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
     tagger = pycrfsuite.Tagger()
     tagger.open(str(folder / "names.crfsuite"))
     table, particles = build_cues()
     lexicon = Lexicon(words=build_words(hold_out, facts["words"]), cues=table, particles=particles, slots=frozenset(facts["slots"]), tagger=tagger,
                       company=frozenset(word.casefold() for name in company for word in name.split()))
-    digest = hashlib.sha256((folder / "fit.json").read_bytes() + (folder / "names.crfsuite").read_bytes()).hexdigest()[:16]
-    return Fit(lexicon, facts["quantiles"], digest, _held_out(hold_out), cells=frozenset(facts["cells"]) if facts["cells"] is not None else None)
+    return Fit(lexicon, facts["quantiles"], _held_out(hold_out), cells=frozenset(facts["cells"]) if facts["cells"] is not None else None)
 
 
 def _labels(turn: Turn, names: Iterable[str], cue: dict[int, str]) -> list[str]:

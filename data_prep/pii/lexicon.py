@@ -14,14 +14,9 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import yaml
+from data_prep.pii.announce import announcing, data, kind_of_word
 
-from data_prep.pii.announce import announcing, kind_of_word
-
-HERE = Path(__file__).parent
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 COMMON, FIRST, LAST, ORDINARY, MISSPELT = 1, 2, 4, 8, 16        # what a word is; a word can be several. ORDINARY: by its frequency alone; MISSPELT: as good as a frequent word
 CUES = ("introduces", "speaks_to", "greets", "thanks", "signs_off", "titles", "relatives", "asks", "follows", "moves")
 # Written without capitals or with blanks inside in Faker's lists, or no names of persons at all.
@@ -180,23 +175,20 @@ def _wide_names(hold_out: bool) -> set[str]:
     return {name for name, count in counted.items() if count >= 4}
 
 
-@functools.cache
 def phrases() -> dict[str, dict[str, list[str]]]:
     """names.yaml: language → kind of cue → phrases."""
-    return yaml.load((HERE / "names.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
+    return data("names.yaml")["languages"]
 
 
-@functools.cache
 def turns() -> dict:
     """turns.yaml: what people write in support chats, with slots for names and things."""
-    return yaml.load((HERE / "turns.yaml").read_text(encoding="utf-8"), LOADER)
+    return data("turns.yaml")
 
 
 @functools.cache
 def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """language → (ordinary words, ordinary words that are names as well)."""
-    table = yaml.load((HERE / "common_words.yaml").read_text(encoding="utf-8"), LOADER)["languages"]
-    return {language: (frozenset(w.casefold() for w in row["words"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in table.items()}
+    return {language: (frozenset(w.casefold() for w in row["words"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in data("common_words.yaml")["languages"].items()}
 
 
 @functools.cache

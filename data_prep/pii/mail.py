@@ -5,11 +5,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
 
-import yaml
-
-from data_prep.pii.announce import LOADER
+from data_prep.pii.announce import data
 
 try:
     import re2
@@ -19,7 +16,7 @@ except ImportError:         # slower, with the same matches
 
 @functools.cache
 def _at_words() -> tuple[str, ...]:
-    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)["at"]
+    words = data("announce.yaml")["at"]
     return ("@", "(at)", "[at]", "{at}", "<at>", "_at_", "(a)", "[a]", " at ", " chez ", " bei ", " bij ", *(word for word in words if word != "at"))
 
 
@@ -42,7 +39,7 @@ def _any_of(words: tuple[str, ...]) -> Callable[[str], bool]:
 @functools.cache
 def said_mail() -> re.Pattern:
     """An e-mail address as it is spoken or disguised: "anna dot berg at gmail dot com", "anna [at] post.se", "a n n a @ g m x . d e"."""
-    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
+    words = data("announce.yaml")
     at = "|".join(re.escape(word) for word in words["at"])
     dot = "|".join(re.escape(word) for word in words["dot"])
     provider = "|".join(words["providers"])
@@ -60,7 +57,7 @@ def said_mail() -> re.Pattern:
 
 @functools.cache
 def _providers() -> tuple[str, ...]:
-    return tuple(f" {word}" for word in yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)["providers"])
+    return tuple(f" {word}" for word in data("announce.yaml")["providers"])
 
 
 def has_provider(seen: str) -> bool:
@@ -70,5 +67,5 @@ def has_provider(seen: str) -> bool:
 @functools.cache
 def bare_provider() -> re.Pattern:
     """"anna.berg gmail": a name that cannot be a word, and a provider's, where a mail address is asked for or announced."""
-    words = yaml.load((Path(__file__).parent / "announce.yaml").read_text(encoding="utf-8"), LOADER)
+    words = data("announce.yaml")
     return re.compile(rf"(?<![\w.+-])(?=[\w+-]{{0,40}}[._+\d])[\w.+-]{{2,64}} (?:{'|'.join(words['providers'])})(?!\w)", re.IGNORECASE)

@@ -137,7 +137,7 @@ _not_a_phone = re.compile(r"(?:[0-2]?\d|3[01])[./-](?:0?[1-9]|1[0-2])[./-](?:\d{
 def _is_phone(searched: str, start: int, end: int, digits: str, market: str | None, nearest: str | None, is_business: bool) -> bool:
     plus = searched[max(0, start - 2):start].strip("( ").endswith("+") or digits.startswith("00")
     written = searched[start:end]
-    dotted = "." in written and (digits.startswith("0") or (market in markets() and markets()[market].bare_phone)) and count_of_groups(written) >= 3 and 9 <= len(digits) <= 11
+    dotted = "." in written and (digits.startswith("0") or (market in markets() and markets()[market].bare_phone)) and len(_group.findall(written)) >= 3 and 9 <= len(digits) <= 11
     if nearest == "phone" and (len(digits) >= 8 or not _not_a_phone.fullmatch(written)) and not (_date.fullmatch(written)):
         return True
     if plus and "(0)" in written:          # +36 (0)20 668 8507
@@ -161,10 +161,6 @@ _phone_groups = re.compile(r"(?!(?:(?:19|20)\d\d[ -]?)+$)[(]?\d{2,5}[)]?(?:[ -]\
 _fours = re.compile(r"\d{4}(?:[ -]\d{4}){3}")
 _extension = re.compile(r" ?(?:x|ext\.?) ?\d{1,5}(?!\w)")
 _no_phones_sign = re.compile(r"(?<!\*)\*(?!\*)|:|__")
-
-
-def count_of_groups(written: str) -> int:
-    return len(_group.findall(written))
 
 
 def _is_phone_number(number: str, region: str | None, judge: Callable) -> bool:

@@ -11,32 +11,27 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from pathlib import Path
 
 import phonenumbers
-import yaml
 from stdnum import iban, luhn
 
-from data_prep.pii.announce import markets
+from data_prep.pii.announce import data, markets
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, listed_names, plain
 from data_prep.pii.names import WORD
 from data_prep.pii.normalise import shadow
 from data_prep.pii.structured import IBAN_LENGTHS
 
-HERE = Path(__file__).parent
 NUMBERS = ("card", "iban", "national_id", "phone", "account")
 MODES = ("surrogate", "placeholder", "slot")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@functools.cache
 def reserved() -> dict:
-    return yaml.load((HERE / "reserved.yaml").read_text(encoding="utf-8"), LOADER)
+    """Ranges that nobody is reached under or identified by."""
+    return data("reserved.yaml")
 
 
-@functools.cache
 def streets(language: str) -> list[str]:
-    table = yaml.load((HERE / "streets.yaml").read_text(encoding="utf-8"), LOADER)
+    table = data("streets.yaml")
     return table.get(language, table["en"])
 
 
