@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import phonenumbers
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stdnum import get_cc_module
 
@@ -157,6 +157,8 @@ def test_a_bug_of_ours_quarantines_and_shows_no_text(masker):
     assert re.fullmatch(r"ValueError at test_masking\.py:\d+", result.reasons[0])
 
 
+@example([None, 10000, None])          # once read as "zero 10000 zero"
+@example({"phone": 4915123456789})
 @settings(max_examples=25)
 @given(st.recursive(st.text(max_size=12) | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6))
 def test_json_stays_json(value):

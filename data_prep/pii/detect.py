@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from data_prep.pii import dates, known, names
 from data_prep.pii.address import addresses
-from data_prep.pii.announce import announced, kind_of_word, words_for
+from data_prep.pii.announce import CUE_WORD, announced, kind_of_word, words_for
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
 from data_prep.pii.structured import structured
@@ -56,7 +56,7 @@ class Document:
 
     @classmethod
     def of(cls, texts: list[tuple[str, str]], language: str) -> Document:
-        document, position, parts = cls(texts, [shadow(text, language) for _, text in texts]), 0, []
+        document, position, parts = cls(texts, [shadow(text, None if role == "tool" else language) for role, text in texts]), 0, []
         for i, (role, _) in enumerate(texts):
             if i:
                 parts.append(NEXT if role == texts[i - 1][0] == "user" else PAUSE)
@@ -211,7 +211,7 @@ _little = {"at", "dot", "and", "it", "is", "the"}
 def _wanted(text: str) -> list[str]:
     """The kinds of personal data that an agent's turn asks for, the last first; none where it asks for a number of the business."""
     kinds, a_number = [], False
-    for match in re.finditer(r"[^\W_]+(?:[-'][^\W\d_]+)*", text.casefold()):
+    for match in CUE_WORD.finditer(text.casefold()):
         word = match.group()
         kind = kind_of_word(word)
         if kind in PERSONAL or kind == "mail":

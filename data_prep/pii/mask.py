@@ -20,7 +20,7 @@ from data_prep.pii.detect import Rules, Span, country_of, detect
 from data_prep.pii.fit import Fit
 from data_prep.pii.known import People
 from data_prep.pii.leak import leaks
-from data_prep.pii.lexicon import COMMON, Lexicon, plain
+from data_prep.pii.lexicon import COMMON, Lexicon
 from data_prep.pii.names import WORD, is_product, turn_of
 from data_prep.pii.surrogates import Surrogates
 
@@ -78,6 +78,8 @@ class Masker:
         characters = sum(len(text) for _, text in texts)
         if sum(len(text) for _, text in masked) > MOSTLY_MASKED * characters and characters > 200:
             reasons.append("mostly personal data")
+        if any(role == "tool" and _is_json(text) and not _is_json(made) for (role, text), made in zip(texts, outputs, strict=True)):
+            reasons.append("a tool's JSON would break")
         if self.max_rare is not None and self._rare(texts, outputs, outcome.spans, lexicon) > self.max_rare:
             reasons.append("rare words left")
         if reasons:
@@ -164,6 +166,14 @@ def texts_of(messages: Iterable[dict]) -> list[tuple[str, str]]:
     return texts
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 KEPT = ("role", "content", "tool_calls", "tool_call_id", "name", "author_id", "at", "drafts", "id")
 
 
@@ -236,5 +246,3 @@ def compiled(public: tuple[str, ...], business: tuple[str, ...]) -> Rules:
     """The rules of a company pack: identifiers as they are written, business numbers as regular expressions."""
     return Rules(tuple(re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE) for value in public), tuple(re.compile(pattern) for pattern in business))
 
-
-__all__ = ["Masked", "Masker", "compiled", "is_sealed", "moved", "plain", "pseudonym", "seal", "texts_of"]

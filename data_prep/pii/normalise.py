@@ -13,11 +13,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from num2words import num2words
+
+from data_prep.pii.announce import data
 
 SPELLED = 4          # so many number words in a row are read as digits; fewer are prose
 
@@ -47,8 +47,8 @@ class Shadow:
         return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
 
 
-def shadow(text: str, language: str = "en") -> Shadow:
-    """The shadow of a text, in time linear in its length. language: whose number words to read, beside English ones."""
+def shadow(text: str, language: str | None = "en") -> Shadow:
+    """The shadow of a text, in time linear in its length. language: whose number words to read, beside English ones; None: none, for JSON has its own null."""
     if text.isascii() and not ("&" in text or "%" in text or "\\" in text or "<" in text):
         return _spelled(Shadow(text), language)
     characters: list[str] = []
@@ -131,7 +131,7 @@ def _unescaped(sequence: str) -> str:
 def number_words(language: str) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], dict[str, int]]:
     """(first word → [(further words, digits)], the longest first; word → how often the next number counts), in a language and
     in English: "sju" → "7", "quatre vingt dix sept" → "97", "double" → 2. Up to 99, by num2words where it has the language."""
-    table = yaml.load((Path(__file__).parent / "digits.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["languages"]
+    table = data("digits.yaml")["languages"]
     spoken: dict[tuple[str, ...], str] = {}
     times: dict[str, int] = {}
     for code in dict.fromkeys((language, "en")):
@@ -176,8 +176,10 @@ class _Said(NamedTuple):
     from_words: bool
 
 
-def _spelled(plain: Shadow, language: str) -> Shadow:
+def _spelled(plain: Shadow, language: str | None) -> Shadow:
     """The shadow with runs of number words written as digits."""
+    if language is None:
+        return plain
     spoken, times = number_words(language)
     if next(islice((word for word in _word.findall(plain.text) if word.casefold() in spoken), 1, None), None) is None:          # fewer than two number words
         return plain
