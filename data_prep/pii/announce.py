@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib
 import re
@@ -53,13 +54,15 @@ def is_samordningsnummer(digits: str) -> bool:
 
 
 @functools.cache
-def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """(word → kind, beginning of a word → kind, phrase of several words → kind): what announces which kind of number."""
+def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, list[tuple[str, str]]]]:
+    """(word → kind, beginning of a word → kind, first word → [(phrase of several words, kind)], the longest first): what announces which kind of number."""
     rows = [(kind, str(word).casefold()) for kind in ANNOUNCED for word in data("announce.yaml")[kind]]
     rows += [(f"id {code}", str(word).casefold()) for code, market in markets().items() for word in market.cues]
     words = {word: kind for kind, word in rows if not word.endswith("*") and " " not in word}
-    begins = {word[:-1]: kind for kind, word in rows if word.endswith("*")}
-    phrases = {word: kind for kind, word in rows if " " in word}
+    begins = {word[:-1]: kind for kind, word in rows if word.endswith("*") and " " not in word}
+    phrases: dict[str, list[tuple[str, str]]] = {}
+    for kind, phrase in sorted(((kind, word.rstrip("*")) for kind, word in rows if " " in word), key=lambda row: -len(row[1])):
+        phrases.setdefault(CUE_WORD.match(phrase).group(), []).append((phrase, kind))
     return words, begins, phrases
 
 
@@ -67,11 +70,6 @@ def announcing() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 def words_for(kind: str) -> frozenset[str]:
     """The words of announce.yaml that ask for a name, an address or a number without saying of what."""
     return frozenset(str(word).casefold() for word in data("announce.yaml")[kind])
-
-
-@functools.cache
-def _phrases() -> re.Pattern:
-    return re.compile("|".join(re.escape(phrase) for phrase in sorted(announcing()[2], key=len, reverse=True)))
 
 
 @functools.lru_cache(1 << 16)
@@ -90,15 +88,41 @@ def kind_of_word(word: str) -> str | None:
 
 def announced(seen: str, start: int) -> list[str]:
     """The kinds of number that the words right before `start` announce, the nearest first."""
-    before = seen[max(0, start - NEAR):start].casefold()
-    if start > NEAR and seen[start - NEAR - 1].isalnum():       # begins inside a word
-        before = " " * (len(before) - len(before.lstrip("abcdefghijklmnopqrstuvwxyz"))) + before.lstrip("abcdefghijklmnopqrstuvwxyz")
-    found = []
-    for match in CUE_WORD.finditer(before):
-        kind = kind_of_word(match.group())
-        for part in match.group().split("-") if kind is None and "-" in match.group() else ():
-            kind = kind or kind_of_word(part)
-        if kind:
-            found.append((match.start(), kind))
-    found += [(match.start(), announcing()[2][match.group()]) for match in _phrases().finditer(before)]
-    return [kind for _, kind in sorted(found, reverse=True)]
+    starts, cues = _cues(seen)
+    kinds = [kind for _, end, kind in reversed(cues[bisect.bisect_left(starts, start - NEAR):bisect.bisect_left(starts, start)]) if end <= start]
+    if start and seen[start - 1].isalnum() and (label := _label.search(seen, max(0, start - NEAR), start)) and (kind := _kind_of(label.group().casefold())):          # "card4111": a part of a word
+        kinds.insert(0, kind)
+    return kinds
+
+
+_label = re.compile(rf"{CUE_WORD.pattern}\Z")
+
+
+@functools.lru_cache(4)          # one text is asked about many times in a row
+def _cues(seen: str) -> tuple[list[int], list[tuple[int, int, str]]]:
+    """(where each begins, (start, end, kind)) of the words and phrases of a text that announce something."""
+    found, phrases, small = [], announcing()[2], in_small_letters(seen)
+    for match in CUE_WORD.finditer(small):
+        word = match.group()
+        if kind := _kind_of(word.casefold()):
+            found.append((*match.span(), kind))
+        for phrase, its_kind in phrases.get(word, ()):
+            if small.startswith(phrase, match.start()):
+                found.append((match.start(), match.start() + len(phrase), its_kind))
+                break
+    found.sort(key=lambda cue: (cue[0], cue[2]))
+    return [start for start, _, _ in found], found
+
+
+def in_small_letters(text: str) -> str:
+    """The text in small letters, letter by letter, so that offsets stay ("İ".lower() is two characters)."""
+    small = text.lower()
+    return small if len(small) == len(text) else "".join(c.lower()[0] for c in text)
+
+
+def _kind_of(word: str) -> str | None:
+    """The kind that a word announces, or a part of it between hyphens."""
+    kind = kind_of_word(word)
+    for part in word.split("-") if kind is None and "-" in word else ():
+        kind = kind or kind_of_word(part)
+    return kind

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from data_prep.pii import dates, known, names
 from data_prep.pii.address import addresses
-from data_prep.pii.announce import CUE_WORD, announced, kind_of_word, words_for
+from data_prep.pii.announce import CUE_WORD, announced, in_small_letters, kind_of_word, words_for
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
 from data_prep.pii.structured import structured
@@ -243,7 +243,7 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
             only_capital = people.get(plain(word))
             if only_capital is not None and not (only_capital and word.islower()):
                 yield *match.span(), "name", "again"
-    small = known.in_small_letters(seen)
+    small = in_small_letters(seen)
     forms = {(kind, _bare(seen[start:end])) for start, end, kind, _ in found if kind not in ("name", "keep", "date", "number", "address")}
     places = [i for i, c in enumerate(seen) if c.isalnum()] if forms else []
     letters = "".join(small[i] for i in places)
@@ -263,7 +263,7 @@ def _again(seen: str, found: list[tuple[int, int, str, str]], lexicon: Lexicon) 
 
 
 def _bare(text: str) -> str:
-    return "".join(c for c in known.in_small_letters(text) if c.isalnum())
+    return "".join(c for c in in_small_letters(text) if c.isalnum())
 
 
 def _without_overlaps(seen: str, found: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int, str, str]]:

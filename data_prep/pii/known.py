@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rapidfuzz.distance import DamerauLevenshtein
 
+from data_prep.pii.announce import in_small_letters
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.names import WORD
 
@@ -119,12 +120,6 @@ class People:
                 return True
         compact = form.replace("-", "").replace("'", "")
         return len(compact) > 6 and any(len(a) > 2 and len(b) > 2 and compact == a + b for a in self.parts for b in self.parts if a != b)
-
-
-def in_small_letters(text: str) -> str:
-    """The text in small letters, letter by letter, so that offsets stay ("İ".lower() is two characters)."""
-    small = text.lower()
-    return small if len(small) == len(text) else "".join(c.lower()[0] for c in text)
 
 
 def occurrences(text: str, value: str) -> Iterator[tuple[int, int]]:

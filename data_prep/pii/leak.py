@@ -40,8 +40,8 @@ _maybe_shaped = re.compile(r"\d{6}[-+/A-F ]\d{3}|[A-Za-z]{6}\d\d|756\.|\d{8}-?[A
 # HMRC gives out no number that begins with D, F, I, Q, U or V; a stand-in begins with QQ.
 _nino = re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?: ?\d\d){3} ?[A-D](?!\w)", re.IGNORECASE)
 # Ids that are digits alone: only where a word says so.
-_digit_ids = {"GB": ("gb", "nhs"), "NL": ("nl", "bsn"), "DE": ("de", "idnr"), "AT": ("at", "vnr"), "NO": ("no", "fodselsnummer"), "DK": ("dk", "cpr"), "PT": ("pt", "nif"), "PL": ("pl", "pesel"), "CZ": ("cz", "rc"),
-              "SK": ("sk", "rc"), "GR": ("gr", "amka"), "CA": ("ca", "sin"), "BE": ("be", "nn")}
+_digit_ids = {market: get_cc_module(*name) for market, name in {"GB": ("gb", "nhs"), "NL": ("nl", "bsn"), "DE": ("de", "idnr"), "AT": ("at", "vnr"), "NO": ("no", "fodselsnummer"), "DK": ("dk", "cpr"), "PT": ("pt", "nif"), "PL": ("pl", "pesel"), "CZ": ("cz", "rc"),
+              "SK": ("sk", "rc"), "GR": ("gr", "amka"), "CA": ("ca", "sin"), "BE": ("be", "nn")}.items()}
 _said_id = re.compile(r"nhs|insurance|nino|\bni\b|bsn|burgerservice|steuer|idnr|svnr|sozialversicherung|fødselsnummer|fnr|cpr|nif|contribuinte|pesel|rodn[éeí]|αμκα|amka|αφμ|\bsin\b|rijksregister|registre national|personn?ummer|pers\.?nr", re.IGNORECASE)
 
 
@@ -129,7 +129,7 @@ def _identifiers(whole: str, market: str | None) -> Iterable[str]:
     if _maybe_shaped.search(rest) and any(module.is_valid(match.group()) for pattern, module in _shaped for match in pattern.finditer(rest)):
         yield "a valid national id"
     if _nino.search(rest) or (market in _digit_ids and any(
-            get_cc_module(*_digit_ids[market]).is_valid(re.sub(r"[ ./-]", "", match.group())) and _said_id.search(rest, max(0, match.start() - 60), match.start()) for match in _long_number.finditer(rest))):
+            _digit_ids[market].is_valid(re.sub(r"[ ./-]", "", match.group())) and _said_id.search(rest, max(0, match.start() - 60), match.start()) for match in _long_number.finditer(rest))):
         yield "a valid national id"
     if any(_is_somebodys_phone(match.group(), market) for match in _phone_like.finditer(rest)):
         yield "a valid phone number"
@@ -141,7 +141,7 @@ _no_phone = re.compile(r"\d{4}-\d\d-\d\d.*|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}.*|[\d
 
 
 def _is_somebodys_phone(text: str, market: str | None) -> bool:
-    if _no_phone.fullmatch(text) or (market is None and not text.startswith("+")):
+    if _no_phone.fullmatch(text) or (market is None and not text.startswith("+")) or is_reserved_phone(_no_digit.sub("", text)):
         return False
     try:
         number = phonenumbers.parse(text, market)

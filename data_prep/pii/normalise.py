@@ -19,6 +19,7 @@ from num2words import num2words
 
 from data_prep.pii.announce import data
 
+SEVERAL = "\ue000"   # a private character: none is left in a shadow
 SPELLED = 4          # so many number words in a row are read as digits; fewer are prose
 
 _escaped = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,8});|%[2-7][0-9a-fA-F]|\\+u[0-9a-fA-F]{4}|\\+[nrt/\"]|</?(?:br|b|i|p|span|div|em|strong|td|tr|li|u)(?:\s[^<>]{0,80})?/?>", re.IGNORECASE)
@@ -49,8 +50,10 @@ class Shadow:
 
 def shadow(text: str, language: str | None = "en") -> Shadow:
     """The shadow of a text, in time linear in its length. language: whose number words to read, beside English ones; None: none, for JSON has its own null."""
-    if text.isascii() and not ("&" in text or "%" in text or "\\" in text or "<" in text):
-        return _spelled(Shadow(text), language)
+    if not ("&" in text or "%" in text or "\\" in text or "<" in text):
+        plain = text if text.isascii() else text.translate(_one_for_one)
+        if SEVERAL not in plain:
+            return _spelled(Shadow(_in_latin(plain)), language)
     characters: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -69,10 +72,14 @@ def shadow(text: str, language: str | None = "en") -> Shadow:
             for character in _unescaped(match.group()):
                 _put(character, match.start(), match.end(), characters, starts, ends)
             position = match.end()
-    plain = "".join(characters)
-    if _foreign.search(plain):
-        plain = _token.sub(lambda m: m.group().translate(_lookalike) if _foreign.search(m.group()) and _latin.search(m.group()) else m.group(), plain)
-    return _spelled(Shadow(plain, starts, ends), language)
+    return _spelled(Shadow(_in_latin("".join(characters)), starts, ends), language)
+
+
+def _in_latin(plain: str) -> str:
+    """Greek and Cyrillic look-alikes inside a Latin word or number become what they pretend to be."""
+    if plain.isascii() or not _foreign.search(plain):
+        return plain
+    return _token.sub(lambda m: m.group().translate(_lookalike) if _foreign.search(m.group()) and _latin.search(m.group()) else m.group(), plain)
 
 
 def _put(character: str, start: int, end: int, characters: list[str], starts: list[int], ends: list[int]) -> None:
@@ -109,6 +116,18 @@ def _folded(character: str) -> str:
         made = unicodedata.normalize("NFKC", character)
         return made if made.isascii() and made.isalnum() else " "
     return unicodedata.normalize("NFKC", character)
+
+
+class _OneForOne(dict):
+    """For str.translate: what a character comes down to where that is one character, else SEVERAL."""
+
+    def __missing__(self, code: int) -> str:
+        made = chr(code) if code < 128 else "" if unicodedata.combining(chr(code)) else _folded(chr(code))
+        self[code] = made if len(made) == 1 else SEVERAL
+        return self[code]
+
+
+_one_for_one = _OneForOne()
 
 
 def _unescaped(sequence: str) -> str:

@@ -16,9 +16,10 @@ import re
 from collections.abc import Callable, Iterator
 
 from stdnum import iban
+from stdnum.iso7064 import mod_97_10
 
 from data_prep.pii.announce import announced, markets
-from data_prep.pii.mail import bare_provider, has_provider, may_say_mail, said_mail
+from data_prep.pii.mail import bare_providers, said_mails
 from data_prep.pii.numbers import numbers
 
 try:
@@ -36,6 +37,7 @@ _ipv6 = r"[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){3,7}"
 _token = r"(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{12,}|xox[abp]-[A-Za-z0-9-]{10,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]{8,}|[Bb]earer [A-Za-z0-9._-]{16,}"
 CANDIDATE = f"(?P<email>{_email})|(?P<secret>{_token})|(?P<url>{_url})|(?P<iban>{_iban})|(?P<ipv6>{_ipv6})|(?P<run>{_run})"
 _a_run = re.compile(_run)
+_candidate = re.compile(CANDIDATE.encode())
 
 
 @functools.cache
@@ -44,13 +46,16 @@ def scan(linear: bool = True) -> Callable[[bytes, int], tuple[int, int, str] | N
     if linear and re2 is not None:
         options = re2.Options()
         options.max_mem = 64 << 20
+        options.never_capture = True
         pattern = re2.compile(CANDIDATE.encode(), options)
     else:
-        pattern = re.compile(CANDIDATE.encode())
+        pattern = _candidate
 
     def find(text: bytes, position: int) -> tuple[int, int, str] | None:
         match = pattern.search(text, position)
-        return match and (*match.span(), match.lastgroup if isinstance(match.lastgroup, str) else match.lastgroup.decode())
+        if match is not None and match.re is not _candidate:          # where it begins is RE2's to find; which alternative it is costs less here
+            match = _candidate.match(text, match.start())
+        return match and (*match.span(), match.lastgroup)
     return find
 
 
@@ -65,7 +70,11 @@ def iban_end(text: str, start: int, stop: int) -> int:
             compact += text[position]
         position += 1
     meant = compact[:2] + compact[2:].translate(_LOOK_LIKE_DIGITS)
-    return position if len(compact) == length and (iban.is_valid(compact) or iban.is_valid(compact[:2] + meant[2:4] + compact[4:]) or iban.is_valid(meant)) else 0
+    return position if len(compact) == length and any(map(_has_check_digits, (compact, compact[:2] + meant[2:4] + compact[4:], meant))) else 0
+
+
+def _has_check_digits(compact: str) -> bool:
+    return compact[2:4].isdigit() and mod_97_10.is_valid(compact[4:] + compact[:4]) and iban.is_valid(compact)          # the second asks for the bank of some countries too, and costs ten times as much
 
 
 _LOOK_LIKE_DIGITS = str.maketrans("OolI", "0011")
@@ -84,9 +93,9 @@ def structured(seen: str, market: str | None, linear: bool = True) -> list[tuple
 
     market: two-letter country of the conversation, or None: then only ids whose words announce them are looked for.
     """
-    found = [(*match.span(), "email") for match in said_mail().finditer(seen)] if may_say_mail(seen) else []
-    found += [(*match.span(), "email") for match in (bare_provider().finditer(seen) if has_provider(seen) else ()) if "mail" in announced(seen, match.start())]
-    if _worth_a_scan.search(seen):
+    found = [(*place, "email") for place in said_mails(seen)]
+    found += [(*place, "email") for place in bare_providers(seen) if "mail" in announced(seen, place[0])]
+    if _may_identify.search(seen):
         searched = seen if seen.isascii() else seen.translate(_to_ascii)
         found += _found(seen, searched, market, scan(linear))
     return found
@@ -101,12 +110,13 @@ class _ToAscii(dict):
 
 
 _to_ascii = _ToAscii()
-_worth_a_scan = re.compile(r"[@\d]|\w\.\w|://|_|[Bb]earer")
+_may_identify = re.compile(r"[\d@_]|::|://|\w\.\w|[Bb]earer|eyJ|AKIA|xox")
+_worth_a_scan = re.compile(r"[@_]|::|://|\w\.\w|\d[^A-Za-z]{0,4}\d|[Bb]earer|eyJ|AKIA|xox")
 
 
 def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iterator[tuple[int, int, str]]:
     position, raw = 0, searched.encode()
-    while match := find(raw, position):
+    while _worth_a_scan.search(searched, position) and (match := find(raw, position)):
         start, end, kind = match
         position = end
         if kind == "email":
