@@ -23,8 +23,6 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.artifacts import StageError, stage_output
 from data_prep.audit import write_report
 from data_prep.company.pack import load_pack, public_words
@@ -104,6 +102,8 @@ def _check(settings) -> None:
 
 def learn(config, folder: Path) -> Path:
     """Read the archive once and write the fitted artefact; one that a killed run finished is kept."""
+    from tqdm import tqdm  # not above: the filter starts within a second and draws no bar
+
     if not (folder / "fit.json").is_file():
         pack = load_pack(config.company) if config.company else None
         learner = fitting.Learner(fitting.load(company=public_words(pack) if pack else ()))
@@ -117,6 +117,8 @@ def learn(config, folder: Path) -> Path:
 
 def _finished(folder: Path, make, items: Iterable[tuple[Conversation, list[str]]], settings) -> Iterator[Masked]:
     """What became of each conversation, in order. A shard that a killed run finished is read, not masked again."""
+    from tqdm import tqdm
+
     folder.mkdir(exist_ok=True)
     done = len(list(folder.glob("*.pickle")))
     items = iter(items)

@@ -188,7 +188,7 @@ def turns() -> dict:
 @functools.cache
 def shipped_words() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """language → (ordinary words, ordinary words that are names as well)."""
-    return {language: (frozenset(w.casefold() for w in row["words"]), frozenset(w.casefold() for w in row.get("also_names", []))) for language, row in data("common_words.yaml")["languages"].items()}
+    return {language: (frozenset(row["words"].casefold().split()), frozenset(row.get("also_names", "").casefold().split())) for language, row in data("common_words.yaml")["languages"].items()}
 
 
 @functools.cache
