@@ -71,9 +71,10 @@ def test_dates_move_together_and_by_whole_weeks(masker):
 
 @pytest.mark.parametrize(("text", "locale", "becomes"), [
     ("2026-03-11", "sv-SE", "2026-03-25"), ("11.03.2026", "de-DE", "25.03.2026"), ("3/11/26", "en-US", "3/25/26"), ("11/03/2026", "en-GB", "25/03/2026"), ("11 March", "en-GB", "25 March"),
-    ("March 11th, 2026", "en-US", "March 25th, 2026"), ("11. März 2026", "de-DE", "25. März 2026"), ("11 de marzo de 2026", "es-ES", "25 de marzo de 2026"), ("28 DEC 2025", "en-GB", "11 JAN 2026"), ("31.02.2026", "de-DE", None)])
+    ("March 11th, 2026", "en-US", "March 25th, 2026"), ("11. März 2026", "de-DE", "25. März 2026"), ("11 de marzo de 2026", "es-ES", "25 de marzo de 2026"), ("28 DEC 2025", "en-GB", "11 JAN 2026"), ("31.02.2026", "de-DE", None),
+    ("2026-03-11 23:59:30", "sv-SE", "2026-03-26 00:00:45"), ("11.03.2026 09:05:00", "de-DE", "25.03.2026 09:06:15")])
 def test_a_date_keeps_its_format(text, locale, becomes):
-    assert dates.shifted(text, 2, locale, 2026) == becomes
+    assert dates.shifted(text, 2, locale, 2026, 75) == becomes
 
 
 @given(st.dates(datetime.date(1950, 1, 1), datetime.date(2060, 1, 1)), st.integers(-26, 26))

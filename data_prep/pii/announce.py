@@ -95,21 +95,21 @@ def announced(seen: str, start: int) -> list[str]:
     return kinds
 
 
-_label = re.compile(rf"{CUE_WORD.pattern}\Z")
+_label = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*\Z")
 
 
 @functools.lru_cache(4)          # one text is asked about many times in a row
 def _cues(seen: str) -> tuple[list[int], list[tuple[int, int, str]]]:
     """(where each begins, (start, end, kind)) of the words and phrases of a text that announce something."""
-    found, phrases, small = [], announcing()[2], in_small_letters(seen)
+    found, phrases, small, covered = [], announcing()[2], in_small_letters(seen), 0
     for match in CUE_WORD.finditer(small):
         word = match.group()
-        if kind := _kind_of(word.casefold()):
+        phrase, kind = next(((phrase, kind) for phrase, kind in phrases.get(word, ()) if small.startswith(phrase, match.start())), (None, None))
+        if phrase:
+            covered = match.start() + len(phrase)
+            found.append((match.start(), covered, kind))
+        elif match.start() >= covered and (kind := _kind_of(word.casefold())):          # a "gift card" is no card
             found.append((*match.span(), kind))
-        for phrase, its_kind in phrases.get(word, ()):
-            if small.startswith(phrase, match.start()):
-                found.append((match.start(), match.start() + len(phrase), its_kind))
-                break
     found.sort(key=lambda cue: (cue[0], cue[2]))
     return [start for start, _, _ in found], found
 

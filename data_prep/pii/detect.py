@@ -7,6 +7,7 @@ row is one number, and a question of the agent's ("your card number?") announces
 from __future__ import annotations
 
 import bisect
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from data_prep.pii.address import addresses
 from data_prep.pii.announce import CUE_WORD, announced, in_small_letters, kind_of_word, words_for
 from data_prep.pii.lexicon import COMMON, Lexicon, plain
 from data_prep.pii.normalise import Shadow, shadow
+from data_prep.pii.shapes import is_letters, names_by_shape
 from data_prep.pii.structured import structured
 
 PAUSE, NEXT = "\x1e", "\n"          # between two speakers; between two messages of one speaker
@@ -90,11 +92,11 @@ def detect(texts: list[tuple[str, str]], locale: str, people: known.People, rule
     seen, market = document.seen, country_of(locale)
     found: list[tuple[int, int, str, str]] = [(*place, kind, "pattern") for *place, kind in structured(seen, market)]
     found += [(start, end, kind, "known") for start, end, kind in people.found(seen, lexicon)]
-    found += [(start, end, "address", "pattern") for start, end in addresses(seen, market, locale.split("-")[0])]
+    found += [(start, end, "address", "pattern") for start, end in addresses(seen, market, lexicon.language)]
     found += _names(document, lexicon)
     found += _answers(document, lexicon, found)
     if recognise is not None:
-        found += [(document.starts[i] + a, document.starts[i] + b, kind, "model") for i, spans in enumerate(recognise([s.text for s in document.shadows], locale.split("-")[0])) for a, b, kind in spans]
+        found += [(document.starts[i] + a, document.starts[i] + b, kind, "model") for i, spans in enumerate(recognise([s.text for s in document.shadows], lexicon.language)) for a, b, kind in spans]
     found += [(start, end, "date", "pattern") for start, end in dates.dates(seen, locale)]
     found += _spelled_numbers(document)
     found += _keep(seen, rules, found)
@@ -130,43 +132,18 @@ def _names(document: Document, lexicon: Lexicon) -> Iterator[tuple[int, int, str
         if role == "tool":          # keys and codes, no prose: what is known, and what a key calls a name
             continue
         turn = names.turn_of(seen, low, high, role == "assistant", lexicon, asked > 0 and role == "user")
-        if turn.asked and high - low <= 200 and _letters.fullmatch(seen, low, high):
+        if turn.asked and is_letters(seen, low, high):
             yield low, high, "name", "asked"
         for start, end, detector in names.find_names(turn, lexicon):
             yield start, end, "name", detector
         if role == "assistant":
-            asked = PATIENCE if names.asks_for_a_name(turn, lexicon) or (len(turn.words) < 4 and not words_for("name").isdisjoint(turn.lower)) else asked - 1
-    for match in _spelled.finditer(seen):
-        yield *match.span(), "name", "pattern"
-    for match in (*_in_json.finditer(seen), *_before_mail.finditer(seen)):
-        yield *match.span(1), "name", "cue"
-    yield from _columns(seen)
+            asked = PATIENCE if names.asks_for_a_name(turn, lexicon) or any(word.startswith(_spelling()) for word in turn.lower) or (len(turn.words) < 4 and not words_for("name").isdisjoint(turn.lower)) else asked - 1
+    yield from ((start, end, "name", detector) for start, end, detector in names_by_shape(seen, [(role, *document.bounds(i)) for i, (role, _) in enumerate(document.texts)]))
 
 
-_before_mail = re.compile(r"(?<![\w'’.-])([^\W\d_][\w'’.-]{0,30}(?: [^\W\d_][\w'’.-]{0,30}){0,3}) ?<[^<>\s@]{1,64}@")
-
-
-def _columns(seen: str) -> Iterator[tuple[int, int, str, str]]:
-    """Names in the rows of a table that somebody pasted, by the head of their column."""
-    columns: list[int] = []
-    position = 0
-    for line in seen.split("\n") if "\n" in seen else ():
-        mark = max(";|,\t", key=line.count)
-        cells = line.split(mark) if mark in line else [line]
-        named = [i for i, cell in enumerate(cells) if cell.strip(' "').casefold() in words_for("name")] if len(cells) > 1 else []
-        place = position
-        for i, cell in enumerate(cells):
-            if columns and not named and i in columns and len(cells) > max(columns) and 1 < len(cell.strip()) < 60:
-                yield place, place + len(cell), "name", "cue"
-            place += len(cell) + 1
-        columns = named or (columns if len(cells) > 1 else [])
-        position += len(line) + 1
-
-
-# L, I, N, D – or L for Lima, I as in India
-_letters = re.compile(r"\W*(?:(?<!\w)[^\W\d_](?!\w)(?: (?:wie|for|as in|like|som i|som|comme|come|de|como|jak|van|mint|kuin) [^\W\d_]+)?\W{0,3}){2,}")
-_spelled = re.compile(r"(?<![\w-])[A-Za-zÀ-ž](?:([ .-]{1,2})[A-Za-zÀ-ž])(?:\1[A-Za-zÀ-ž]){2,}(?![\w-])")
-_in_json = re.compile(r'"(?:(?:first|last|full|sur|family|given|middle|customer|holder|card_?holder|account_?holder|contact|recipient|user|agent|display)_?-? ?)?name"\s*:\s*"([^"\x1e]{2,60})"', re.IGNORECASE)
+@functools.cache
+def _spelling() -> tuple[str, ...]:
+    return tuple(words_for("spells"))
 
 
 def _spelled_numbers(document: Document) -> Iterator[tuple[int, int, str, str]]:

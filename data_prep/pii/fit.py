@@ -33,6 +33,7 @@ from data_prep.pii.lexicon import (
     build_words,
     everyday_words,
     is_held_out,
+    language_of,
     native_names,
     shipped_words,
 )
@@ -43,7 +44,8 @@ from data_prep.pii.sentences import sentences
 SHIPPED = Path(__file__).parent / "shipped"
 MIN_CUSTOMERS = 5            # a word or a macro counts where so many conversations have it
 QUANTILES = 1000
-SENTENCES = 40_000           # made up from the phrase lists
+SENTENCES = 60_000           # made up from the phrase lists and turns.yaml
+UNLISTED = 0.25              # of the ordinary words in them are shown to the tagger as if no list had them
 FROM_ARCHIVE = 4_000         # turns of the archive that join them
 
 OUTCOME = ("resolved", "handed_off", "reopened", "intent", "handle_seconds")
@@ -63,7 +65,7 @@ class Fit:
 
     def lexicon(self, locale: str = "en") -> Lexicon:
         """What is known of words in the language of a locale."""
-        language = locale.split("-")[0]
+        language = language_of(locale)
         if language not in self.by_language:
             ordinary, both = everyday_words(language)
             self.by_language[language] = replace(self.base, language=language, cues=build_cues(language)[0], native=native_names(language, bool(self.held_out)), ordinary=ordinary, both=both - self.held_out, cache={})
@@ -131,16 +133,15 @@ def _labels(turn: Turn, names: Iterable[str], cue: dict[int, str]) -> list[str]:
 
 
 def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
-    """Training data without an archive. Half of the listed names and a fifth of the ordinary words are made to look unlisted."""
+    """Training data without an archive. Half of the listed names and some ordinary words are made to look unlisted."""
     rng = random.Random(seed)
     names = sorted(word for word, flags in fit.base.words.items() if flags & (FIRST | LAST))
     hidden = frozenset(rng.sample(names, len(names) // 2))
+    strangers = Fit(replace(fit.base, words={word: flags for word, flags in fit.base.words.items() if word not in hidden}), held_out=fit.held_out)
     for language, text, people, by_agent, asked in sentences(rng, count, hold_out):
-        turn = turn_of(text, 0, len(text), by_agent, fit.lexicon(language), asked)
-        # A hidden name has no flags, as a new one would have none.
-        turn.flags = [flags & COMMON if word in hidden else flags for word, flags in zip(turn.lower, turn.flags, strict=True)]
+        turn = turn_of(text, 0, len(text), by_agent, strangers.lexicon(language), asked)
         turn.native = [native and word not in hidden for word, native in zip(turn.lower, turn.native, strict=True)]
-        turn.flags = [0 if flags in (ORDINARY, MISSPELT) and rng.random() < 0.4 else flags for flags in turn.flags]
+        turn.flags = [0 if flags in (ORDINARY, MISSPELT) and rng.random() < UNLISTED else flags for flags in turn.flags]
         cue = cues(turn, fit.lexicon(language))
         yield features(turn, cue), _labels(turn, people, cue)
 
@@ -197,7 +198,7 @@ class Learner:
         for message in conversation.messages:
             if message["role"] not in ("user", "assistant"):
                 continue
-            text, by_agent = shadow(message["content"], conversation.locale.split("-")[0]).text, message["role"] == "assistant"
+            text, by_agent = shadow(message["content"], language_of(conversation.locale)).text, message["role"] == "assistant"
             turn = turn_of(text, 0, len(text), by_agent, lexicon)
             cue = cues(turn, lexicon)
             for i, word in enumerate(turn.words):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rapidfuzz.distance import DamerauLevenshtein
 
 from data_prep.pii.announce import in_small_letters
-from data_prep.pii.lexicon import COMMON, Lexicon, plain
+from data_prep.pii.lexicon import COMMON, MISSPELT, ORDINARY, Lexicon, plain, profile
 from data_prep.pii.names import WORD
 
 KINDS = {"email": "email", "phone": "phone", "address": "address", "street": "address", "city": "address", "postcode": "address", "zip": "address",
@@ -111,7 +111,7 @@ class People:
             if len(part) < 4 or (part[0] != form[0] and part[1:] != form[1:]):
                 continue
             shared = next((i for i, (one, other) in enumerate(zip(part, form, strict=False)) if one != other), min(len(part), len(form)))
-            if shared >= 3 and len(part) - shared <= min(3, len(part) - 3) and len(form) - shared <= 4 and (word[0].isupper() or (len(part) > 4 and not lexicon.flags(word.casefold()))):
+            if shared >= 3 and len(part) - shared <= min(3, len(part) - 3) and len(form) - shared <= 4 and (word[0].isupper() or (len(part) > 4 and _is_rare(word.casefold(), lexicon))):
                 return True                       # inflected with a change in the stem: Marek, Marka; Jonas, Jonui
             stem = part[:-1] if part[-1] in "aeiouyαοсая" and len(part) > 4 else part
             if form.startswith(stem) and len(form) - len(stem) <= 4:
@@ -120,6 +120,11 @@ class People:
                 return True
         compact = form.replace("-", "").replace("'", "")
         return len(compact) > 6 and any(len(a) > 2 and len(b) > 2 and compact == a + b for a in self.parts for b in self.parts if a != b)
+
+
+def _is_rare(word: str, lexicon: Lexicon) -> bool:
+    flags = lexicon.flags(word)
+    return flags in (0, MISSPELT) or (flags == ORDINARY and profile(word, lexicon.language)[0] < 3)
 
 
 def occurrences(text: str, value: str) -> Iterator[tuple[int, int]]:

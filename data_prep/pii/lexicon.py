@@ -13,14 +13,21 @@ import pkgutil
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data_prep.pii.announce import announcing, data, kind_of_word
 
-COMMON, FIRST, LAST, ORDINARY, MISSPELT = 1, 2, 4, 8, 16        # what a word is; a word can be several. ORDINARY: by its frequency alone; MISSPELT: as good as a frequent word
+COMMON, FIRST, LAST, ORDINARY, MISSPELT = 1, 2, 4, 8, 16        # what a word is; a word can be several. ORDINARY: a dictionary's; MISSPELT: as good as a frequent word
 CUES = ("introduces", "speaks_to", "greets", "thanks", "signs_off", "titles", "relatives", "asks", "follows", "moves")
 # Written without capitals or with blanks inside in Faker's lists, or no names of persons at all.
 NO_LISTS = {"ja_JP", "ko_KR", "zh_CN", "zh_TW", "th_TH"}
+
+
+def language_of(locale: str) -> str:
+    """The language of a locale, as the lists name it: "sv-SE" → "sv", "nb-NO" → "no", "pt_BR" → "pt"."""
+    code = locale.replace("_", "-").split("-")[0].lower()
+    return {"nb": "no", "nn": "no", "iw": "he"}.get(code, code)
 
 
 def plain(word: str) -> str:
@@ -53,7 +60,9 @@ class Lexicon:
     slots: frozenset[str] = frozenset()
     tagger: object | None = None
     company: frozenset[str] = frozenset()
-    threshold: float = 0.3
+    threshold: float = 0.15         # how sure the tagger must be that a word nobody knows is a name …
+    of_a_word: float = 0.6          # … that a dictionary's word is one
+    of_a_slip: float = 0.5          # … that what may be a misspelt word is one
     cache: dict[str, int] = field(default_factory=dict)
 
     def flags(self, word: str) -> int:
@@ -77,20 +86,21 @@ class Lexicon:
             return COMMON
         zipf, witnesses = profile(word, self.language)
         is_of_one_language = zipf >= 3 and witnesses <= 1          # names travel, words do not
-        in_english = frequencies("en").get(word, 0)          # whose words travel like names
-        if known and in_english >= 4.6 and not (known & FIRST and word in self.native):          # "days" is somebody's surname
+        in_english = frequencies("en").get(word, 0) if is_word(word, "en") else 0          # whose words travel like names
+        if known and (in_english >= 4.6 or (zipf >= 5 and is_word(word, self.language))) and not (known & FIRST and word in self.native):          # "days" is somebody's surname, "dias" another's
             return known | COMMON
-        if not known and in_english >= 4:
-            return COMMON if in_english >= 4.3 else ORDINARY
+        if not known and in_english >= 4.3:
+            return COMMON
+        is_ordinary = in_english or is_word(word, self.language)
         if known:
-            return known | COMMON if is_of_one_language and zipf >= 4.2 else known
+            return known | (COMMON if is_of_one_language and zipf >= 4.2 else ORDINARY) if is_ordinary else known
         if "-" in word or "'" in word or "’" in word:          # Anne-Marie, l'étiquette
             parts = [self.flags(part) if len(part) > 2 else COMMON for part in re.split("['’-]", word) if part]
             both = functools.reduce(lambda one, other: one | other, parts, 0) if parts and all(parts) else 0
             return both & ~COMMON if both & (FIRST | LAST) else COMMON if both & COMMON else both
-        if len(word) > 4 and not is_of_one_language and is_misspelt(word, self.language):
-            return MISSPELT
-        return ORDINARY if is_of_one_language else 0
+        if is_ordinary:
+            return ORDINARY
+        return MISSPELT if len(word) > 4 and not is_of_one_language and is_misspelt(word, self.language) else 0
 
 
 WITNESSES = ("en", "de", "fr", "es", "pl", "fi", "hu", "tr")
@@ -110,9 +120,36 @@ def frequencies(language: str) -> dict[str, float]:
 
 
 @functools.cache
+def dictionary(language: str) -> Mapping[str, str]:
+    """Form → lemma, capitals as in the language, by simplemma; empty where it has none. Polish takes 1.5 s and 50 MB, English a tenth."""
+    from simplemma.strategies.dictionaries.stream_dictionary_factory import StreamMap
+
+    try:
+        return StreamMap({"no": "nb", "hr": "hbs", "sr": "hbs"}.get(language, language))
+    except ValueError:
+        return {}
+
+
+def is_word(word: str, language: str) -> bool:
+    """Whether a word in small letters is an everyday one: its dictionary writes it small, or in German knows it with another ending than a name's.
+
+    Without a dictionary (Basque, Maltese): whether it is frequent in this language and in no other.
+    """
+    forms = dictionary(language)
+    if not forms:
+        zipf, witnesses = profile(word, language)
+        return zipf >= 3 and witnesses <= 1
+    if forms.get(word, "X")[0].islower():
+        return True
+    noun = word.capitalize()
+    lemma = forms.get(noun) if language == "de" else None
+    return lemma is not None and ((lemma != noun and not noun.endswith("s")) or any(forms.get(noun + ending) == noun for ending in ("en", "n", "e", "er", "es", "nen")))
+
+
+@functools.cache
 def _shortened(language: str) -> frozenset[str]:
     """Frequent words with one letter left out."""
-    return frozenset(form for code in dict.fromkeys((language, "en")) for word, zipf in frequencies(code).items() if zipf >= 4.3 and len(word) > 4 for form in (word, *_without_one(word)))
+    return frozenset(form for code in dict.fromkeys((language, "en")) for word, zipf in frequencies(code).items() if zipf >= 4.3 and len(word) > 4 and is_word(word, code) for form in (word, *_without_one(word)))
 
 
 def _without_one(word: str) -> list[str]:
@@ -207,12 +244,18 @@ def everyday_words(language: str) -> tuple[frozenset[str], frozenset[str]]:
             if name.split("_")[0] == code and name not in ("en_PH", "he_IL", *NO_LISTS):
                 certain |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{name}").Provider.word_list}
         certain |= {word for kind, listed in phrases().get(code, {}).items() if not kind.startswith("streets") for phrase in listed for word in phrase.split() if word.isalpha()}
+    from babel import Locale
+
     listed = build_words()
-    for name in (name for code in (language, "en") for kind in ("brand", "city") for name in turns()["fillers"].get(code, {}).get(kind, [])):
-        for word in name.casefold().split():          # Bosch is a brand and a name: both; Zalando is nobody
-            (both if listed.get(word) else certain).add(word)
+    nobody = {brand for brands in data("brands.yaml").values() for brand in brands.split()}
+    for code in dict.fromkeys((language, "en")):
+        nobody |= {word for kind in ("brand", "city") for name in turns()["fillers"].get(code, {}).get(kind, []) for word in name.casefold().split()}
+        where = Locale.parse(code)          # CLDR's languages, countries and cities
+        nobody |= {place.casefold() for place in (*where.languages.values(), *where.territories.values(), *(zone.get("city", "") for zone in where.time_zones.values())) if place.isalpha()}
     words, begins, cue_phrases = announcing()
-    certain |= words.keys() | {word for phrase in cue_phrases for word in phrase.split()} | {word for word in begins if len(word) > 3}
+    certain |= words.keys() | {word for phrases_of in cue_phrases.values() for phrase, _ in phrases_of for word in phrase.split()} | {word for word in begins if len(word) > 3}
+    both |= {word for word in nobody - certain if listed.get(word)}          # Bosch is a brand and a name: both; Zalando is nobody
+    certain |= {word for word in nobody if not listed.get(word)}
     return tuple(frozenset(form for word in group for form in (word, plain(word))) for group in (certain, both))
 
 
@@ -232,7 +275,7 @@ def _flagged(first: dict[str, frozenset[str]], last: dict[str, frozenset[str]]) 
         for names in lists.values():
             for name in names:
                 for part in name.casefold().split():
-                    for form in {part, plain(part)}:
+                    for form in (part,) if part.isascii() else (part, plain(part)):
                         if len(form) > 1:
                             words[form] = words.get(form, 0) | flag
     return words
@@ -248,7 +291,8 @@ def build_cues(language: str | None = None) -> tuple[dict[str, list[tuple[tuple[
         for kind in CUES if language is None or language not in phrases() or code in (language, "en") else ():
             for phrase in table.get(kind, []):
                 words = tuple(_word_pieces(phrase))
-                if words:
+                is_foreign = code != language and language in phrases() and len(words) == 1 and kind not in ("greets", "titles") and is_word(words[0], language)          # "im" is no "I'm" in German
+                if words and not is_foreign:
                     cues.setdefault(words[0], set()).add((words[1:], kind))
     return {word: sorted(rows, key=lambda row: (-len(row[0]), CUES.index(row[1]))) for word, rows in cues.items()}, frozenset(particles)
 

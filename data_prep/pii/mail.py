@@ -15,7 +15,7 @@ BEFORE = 250            # characters of a name in front of the at
 def _at() -> re.Pattern:
     """How the at is said or disguised: "@", "[at]", " chiocciola "; `word` where it is an ordinary word too."""
     words = "|".join(re.escape(word) for word in data("announce.yaml")["at"] if word != "at")
-    return re.compile(rf"(?P<clear> ?[(\[{{<] ?(?:at|{words}|@|a) ?[)\]}}>] ?|_at_| ?@ ?| (?:{words}) )|(?P<word> (?:at|chez|bei|bij) )")
+    return re.compile(rf"(?P<clear> ?[(\[{{<] ?(?:at|{words}|@|a) ?[)\]}}>] ?|_at_| (?:{words}) | ?@ ?)|(?P<word> (?:at|chez|bei|bij) )")
 
 
 @functools.cache
@@ -24,10 +24,11 @@ def _sides() -> dict[str, re.Pattern]:
     dot, provider = "|".join(re.escape(word) for word in data("announce.yaml")["dot"]), "|".join(data("announce.yaml")["providers"])
     said = rf"(?: ?[(\[{{] ?(?:{dot}) ?[)\]}}] ?| (?:{dot}) )"
     dotted = rf"(?:{said}| ?[(\[{{] ?\. ?[)\]}}] ?| \. |\.)"
-    local, part, letters = r"[\w+'-]{1,40}", r"[\w-]{1,40}", r"(?:\w(?: ?[-._] ?| )){3,60}\w"
+    dashed = rf"(?: (?:{'|'.join(re.escape(word) for word in data('announce.yaml')['dash'])}) )"
+    local, part, letters = r"[\w+'-]{1,40}", rf"[\w-]{{1,40}}(?:{dashed}[\w-]{{1,40}}){{0,2}}", r"(?:\w(?: ?[-._] ?| )){3,60}\w"
     at_provider = rf"(?:{provider})(?:{dotted}{part}|[ ,.](?:com|net|org|de|fr|se|nl|pl|es|it|co\.uk)){{0,3}}(?!\w)"
     clear = rf"{part}(?:{dotted}{part}){{1,4}}(?!\w)|{at_provider}"
-    return {side: re.compile(pattern) for side, pattern in {"before": rf"(?<!\w){local}(?:{dotted}{local}){{0,4}}\Z", "letters": rf"(?<!\w){letters}\Z",
+    return {side: re.compile(pattern) for side, pattern in {"before": rf"(?<!\w){local}(?:(?:{dotted}|{dashed}){local}){{0,4}}\Z", "letters": rf"(?<!\w){letters}\Z",
                                                              "clear": clear, "word": rf"{part}(?:{said}{part}){{1,4}}(?!\w)|{at_provider}", "after letters": rf"{letters}(?!\w)|{clear}"}.items()}
 
 

@@ -20,7 +20,7 @@ from data_prep.pii.detect import Rules, Span, country_of, detect
 from data_prep.pii.fit import Fit
 from data_prep.pii.known import People
 from data_prep.pii.leak import leaks
-from data_prep.pii.lexicon import COMMON, Lexicon
+from data_prep.pii.lexicon import COMMON, Lexicon, language_of
 from data_prep.pii.names import WORD, is_product, turn_of
 from data_prep.pii.surrogates import Surrogates
 
@@ -108,7 +108,7 @@ class Masker:
         known = {str(value).casefold(): f"{who}.{key}" for who, person in (*(("agent", agent) for agent in conversation.agents), ("customer", conversation.customer))
                  for key, value in person.items() if key != "id" and isinstance(value, str)}
         surrogates = Surrogates(self.key, str(scope or conversation.id), conversation.locale, self.fit.lexicon(conversation.locale), taken, self.mode, known, people.parts)
-        weeks = weeks_of(self.key, conversation.id)
+        weeks, seconds = weeks_of(self.key, conversation.id), seconds_of(self.key, conversation.id)
         year = int(conversation.started_at[:4]) if re.match(r"\d{4}", conversation.started_at or "") else datetime.date.today().year
         for spans in found:                     # long ones first, so that "ending in 1234" finds the card it is the end of
             for span in sorted(spans, key=lambda s: -len(s.text)):
@@ -117,13 +117,13 @@ class Masker:
 
         def stand_in(span: Span) -> str:
             if span.kind == "date":
-                return dates.shifted(span.text, weeks, conversation.locale, year) or span.text
+                return dates.shifted(span.text, weeks, conversation.locale, year, seconds) or span.text
             return surrogates.of(span.kind, span.text)
         return stand_in
 
     def _mask(self, index: int, text: str, spans: list[Span], stand_in: Callable[[Span], str], outcome: Masked, conversation: Conversation) -> str:
         made, position, length = [], 0, 0
-        language = conversation.locale.split("-")[0]
+        language = language_of(conversation.locale)
         for span in spans:
             kept, new = text[position:span.start], stand_in(span)
             made += [kept, new]
@@ -191,6 +191,11 @@ def weeks_of(key: bytes, conversation_id: str) -> int:
     """By how many weeks the dates of a conversation move: -26 to 26, never 0."""
     number = int.from_bytes(hmac.new(key, f"weeks\x00{conversation_id}".encode(), hashlib.sha256).digest()[:4], "big") % (2 * WEEKS)
     return number - WEEKS if number < WEEKS else number - WEEKS + 1
+
+
+def seconds_of(key: bytes, conversation_id: str) -> int:
+    """By how many seconds the times of a conversation that are told to the second move: one minute to one hour."""
+    return 61 + int.from_bytes(hmac.new(key, f"seconds\x00{conversation_id}".encode(), hashlib.sha256).digest()[:4], "big") % 3540
 
 
 def moved(at: object, weeks: int) -> str | None:

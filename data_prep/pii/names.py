@@ -51,6 +51,8 @@ def turn_of(text: str, start: int, end: int, by_agent: bool, lexicon: Lexicon, a
 def is_candidate(turn: Turn, i: int, cue: dict[int, str]) -> bool:
     """Whether a word may be a name at all: an unknown one, or one that some people are called."""
     flags, word = turn.flags[i], turn.words[i]
+    if _is_titled(turn, i, cue):
+        return True
     if (flags & COMMON and (not flags & (FIRST | LAST) or word.islower()) and not turn.asked) or len(word) < 2 or (word.isupper() and len(word) < 6 and not flags and not turn.shouts):         # an abbreviation
         return False
     if flags in (ORDINARY, MISSPELT) and word.islower():          # a name in small letters stands where names stand
@@ -58,6 +60,11 @@ def is_candidate(turn: Turn, i: int, cue: dict[int, str]) -> bool:
     if flags == MISSPELT:
         return i > 0
     return bool(flags) or len(word) > 2 or word[0].isupper()
+
+
+def _is_titled(turn: Turn, i: int, cue: dict[int, str]) -> bool:
+    """"Mrs Lincoln", "Madame Comment": a title makes a name of an ordinary word with a capital, but for German, where they all have one."""
+    return cue.get(i) == "titles" and turn.words[i][0].isupper() and turn.language != "de" and not turn.flags[i] & MISSPELT
 
 
 def cues(turn: Turn, lexicon: Lexicon) -> dict[int, str]:
@@ -112,7 +119,8 @@ def features(turn: Turn, cue: dict[int, str], people: frozenset[str] = frozenset
         zipf, witnesses = profile(lower, turn.language)
         seen = f"{int(zipf * 2) / 2 if zipf >= 2.5 else 0}w{min(witnesses, 4)}"
         native = turn.native[i]
-        row = ["b", f"nat={native} {shape}", f"f={seen}", f"f={seen} g={listed}", f"f={seen} s={shape} {turn.language == 'de'}", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
+        known = "w" if flags & ORDINARY else "m" if flags & MISSPELT else "c" if flags & COMMON else ""
+        row = ["b", f"nat={native} {shape}", f"f={seen}", f"f={seen} g={listed}", f"o={known} s={shape}", f"o={known} g={listed} s={shape}", f"o={known} f={seen}", f"f={seen} s={shape} {turn.language == 'de'}", f"g={listed}", f"s={shape}{'l' if is_lower else ''}{'^' if start else ''}", f"g={listed} s={shape}", f"n={min(count, 4)}", f"r={turn.by_agent:d}",
                f"-1={before}", f"+1={after}", f"-2={before2}|{before}", f"+2={after}|{after2}", f"around={before}|{after}",
                f"3={lower[-3:]}", f"2={lower[-2:]}", f"p2={lower[:2]}", f"z={min(len(lower), 9)}", f"k={cue.get(i, '')}", f"k={cue.get(i, '')} g={listed} s={shape}", f"a={turn.asked:d} n={min(count, 4)}"]
         if i and turn.gaps[i].strip():
@@ -159,10 +167,17 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
     if lexicon.tagger is not None and len(chosen) < len(candidates):
         lexicon.tagger.set(features(turn, cue))
         for i in candidates:
-            if i not in chosen and lexicon.tagger.marginal("N", i) >= lexicon.threshold:
+            if i not in chosen and lexicon.tagger.marginal("N", i) >= _needed(turn, i, cue, lexicon):
                 chosen[i] = "tagger"
     _extend(turn, chosen, lexicon)
     return list(_joined(turn, chosen, lexicon))
+
+
+def _needed(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> float:
+    """How sure the tagger must be: more of a word than of what nobody knows, unless a phrase announces a name."""
+    if turn.flags[i] & ORDINARY and cue.get(i) not in STRONG:
+        return lexicon.of_a_word
+    return lexicon.of_a_slip if turn.flags[i] & MISSPELT else lexicon.threshold
 
 
 def is_product(turn: Turn, i: int) -> bool:
@@ -180,7 +195,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
     kind = cue.get(i)
     if kind == "slot" and not flags & COMMON and ((is_capital and (flags or turn.language != "de")) or flags & FIRST):
         return "slot"
-    if kind in STRONG and (is_listed or (is_capital and not flags & COMMON)):
+    if kind in STRONG and (is_listed or (is_capital and not flags & COMMON) or _is_titled(turn, i, cue)):
         return "cue"
     if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and not flags & COMMON:
         return "cue"
@@ -188,7 +203,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
         return "cue"
     if turn.asked and len(turn.words) <= 4 and not flags & COMMON:
         return "cue"
-    if is_listed and not flags & COMMON and len(word) > 2 and (is_capital or (len(word) > 3 and turn.lower[i] in lexicon.native)):
+    if is_listed and not flags & COMMON and len(word) > 2 and (is_capital or (len(word) > 3 and turn.lower[i] in lexicon.native and not flags & ORDINARY)):
         return "list"
     return None
 
@@ -201,14 +216,20 @@ def _extend(turn: Turn, chosen: dict[int, str], lexicon: Lexicon) -> None:
             if turn.lower[j] in lexicon.particles and j + 1 < len(turn.words) and turn.flags[j + 1] != COMMON:
                 j += 1
                 continue
-            if turn.flags[j] & COMMON or not (turn.words[j][0].isupper() or turn.flags[j]):
+            if not _is_surname(turn, j, lexicon) and (turn.flags[j] & COMMON or not (turn.words[j][0].isupper() or turn.flags[j])):
                 break
             if turn.gaps[j] != " " or (turn.words[j].islower() and not turn.flags[j]):
                 break
             chosen[j] = chosen[i]
             j += 1
-        if i and i - 1 not in chosen and turn.gaps[i] == " " and turn.words[i - 1][0].isupper() and not turn.flags[i - 1] and turn.words[i][0].isupper():
+        if i and i - 1 not in chosen and turn.gaps[i] == " " and turn.words[i][0].isupper() and (_is_surname(turn, i - 1, lexicon) or (turn.words[i - 1][0].isupper() and not turn.flags[i - 1])):
             chosen[i - 1] = chosen[i]
+
+
+def _is_surname(turn: Turn, i: int, lexicon: Lexicon) -> bool:
+    """Whether an ordinary word beside a name has a capital that only a name gives it: "Carla Armas", "Hei Odd Lund", but not "Danke Anna" nor "Mrs Lund"."""
+    word = turn.words[i]
+    return turn.language != "de" and i > 0 and len(word) > 1 and word[0].isupper() and word[1:].islower() and turn.lower[i] not in lexicon.cues and not any(c in ".!?:\n" for c in turn.gaps[i]) and any(w.islower() for w in turn.words)
 
 
 def _joined(turn: Turn, chosen: dict[int, str], lexicon: Lexicon) -> Iterator[tuple[int, int, str]]:

@@ -47,7 +47,12 @@ def numbers(seen: str, searched: str, start: int, end: int, market: str | None) 
         for last in range(len(digits_here) - 1, -1, -1):
             digits = "".join(digits_here[:last + 1])
             begin, stop = groups[place][0], groups[place + last][1]
-            if not 3 <= len(digits) <= LONGEST or (begin and searched[begin - 1].isalpha() and not _is_label(searched, begin)) or (stop < len(searched) and searched[stop].isalpha() and len(digits) < 12 and not _extension.match(searched, stop)):
+            if not 3 <= len(digits) <= LONGEST:
+                continue
+            if begin and searched[begin - 1].isalpha():          # "card4111…", "no4111…thanks", but not "AB4111…" and "sku4111"
+                if not _is_label(searched, begin) and not (searched[begin - 1].islower() and len(digits) == 16 and is_card(digits)):
+                    continue
+            elif stop < len(searched) and searched[stop].isalpha() and len(digits) < 12 and not _extension.match(searched, stop):
                 continue
             kind = _kind(seen, searched, begin, stop, digits, market)
             if kind:
@@ -123,12 +128,19 @@ def _kind(seen: str, searched: str, start: int, end: int, digits: str, market: s
 
 def is_amount(seen: str, start: int, end: int) -> bool:
     """Whether a number is money or a measure: by its sign or unit, or by two decimals."""
+    while start and seen[start - 1] in ".," and seen[max(0, start - 2)].isdigit():          # the whole of "8,548.89"
+        start = max(0, start - 2)
+        while start and seen[start - 1].isdigit():
+            start -= 1
+    while (rest := _decimals.match(seen, end)) is not None:
+        end = rest.end()
     return _unit.match(seen, end) is not None or re.search(r"[€$£] ?$|\b(?:kr|sek|nok|dkk|eur|chf|usd|gbp|pln) ?$", seen[max(0, start - 5):start], re.IGNORECASE) is not None or re.fullmatch(r"[\d., ]*[.,]\d\d", seen[start:end]) is not None
 
 
+_decimals = re.compile(r"[.,]\d+")
 _unlike_an_id = re.compile(r"[:_*]|\d[()]")
 _ipv4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
-_unit = re.compile(r" ?(?:[€$£%°]|(?:kr|sek|nok|dkk|eur|euro|usd|gbp|pln|zł|kč|ft|lei|pcs|st|stk|x|mm|cm|m|km|kg|g|gb|mb|kb|mhz|ghz|ms|ml|l|w|mah|px|rpm)\b)", re.IGNORECASE)
+_unit = re.compile(r",-| ?(?:[€$£%°]|(?:kr|sek|nok|dkk|eur|euro|usd|gbp|pln|zł|kč|ft|lei|pcs|st|stk|x|mm|cm|m|km|kg|g|gb|mb|kb|mhz|ghz|ms|ml|l|w|mah|px|rpm)\b)", re.IGNORECASE)
 _date = re.compile(r"(?:19|20)\d{2}[-./](?:0?[1-9]|1[0-2])[-./](?:[0-2]?\d|3[01])(?!\d)|(?:[0-2]?\d|3[01])[-./](?:0?[1-9]|1[0-2])[-./](?:19|20)\d{2}(?!\d)")
 _not_a_phone = re.compile(r"(?:[0-2]?\d|3[01])[./-](?:0?[1-9]|1[0-2])[./-](?:\d{2}|(?:19|20)\d{2})(?: \d{1,2}[:.]\d{2})?|(?:19|20)\d{2}[./-](?:0?[1-9]|1[0-2])[./-](?:[0-2]?\d|3[01])(?: \d{1,2}[:.]\d{2})?"
                           r"|\d{1,3}(?:[.,' ]\d{3})*[.,]\d{1,2}|\d{1,2}:\d{2}.*|(?:\d{1,3}\.){3}\d{1,3}|\d+(?:\.\d)+(?:\.\d+)*|\d{1,3}(?:\.\d{1,3}){2}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from data_prep.pii.lexicon import frequencies, listed_names, phrases, shipped_words, turns
 
-NATURAL = 0.6                # of them out of turns.yaml
+NATURAL = 0.7                # of them out of turns.yaml
 NEAREST = {"no": "no_NO", "ca": "es_ES", "eu": "es_ES", "gl": "es_ES", "mt": "it_IT", "sq": "it_IT", "sr": "hr_HR", "mk": "bg_BG", "ar": "ar_AA"}
 
 
@@ -57,6 +57,10 @@ def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterato
     brands = ["".join(parts) for parts in zip(rng.choices(["Nor", "Vel", "Tin", "Cas", "Lum", "Oak", "Fjo", "Mar", "Pin", "Zal", "Kla", "Bri", "Hum", "Tec", "Sol", "Ald", "Bex", "Dro"], k=300), rng.choices(["dhus", "ora", "dra", "sia", "o", "land", "by", "sol", "crest", "ando", "rna", "ndle", "ax", "ify", "mart", "ora", "on", "ica"], k=300), strict=True)]
     for _ in range(count):
         language = rng.choice(large if rng.random() < 0.6 else languages)
+        if rng.random() < NATURAL and (natural := said(rng, language, people[language])) is not None:
+            text, named, by_agent = natural
+            yield language, *_typed(text, named, rng), by_agent, False
+            continue
         table, (first, last) = tables[language], people[language]
 
         def some(kind: str, table=table) -> str:

@@ -20,7 +20,7 @@ from stdnum.iso7064 import mod_97_10
 
 from data_prep.pii.announce import announced, markets
 from data_prep.pii.mail import bare_providers, said_mails
-from data_prep.pii.numbers import numbers
+from data_prep.pii.numbers import is_amount, numbers
 
 try:
     import re2
@@ -157,7 +157,7 @@ def _found(seen: str, searched: str, market: str | None, find: Callable) -> Iter
         kinds = announced(seen, match.start())[:2]          # "my passport number is": two kinds, and the second says it
         if kinds[:1] == ["secret"]:
             yield *match.span(), "secret"
-        elif {"document", "device"} & set(kinds[:1] if kinds[:1] != ["phone"] else kinds):
+        elif {"document", "device"} & set(kinds[:1] if kinds[:1] != ["phone"] else kinds) and not is_amount(seen, *match.span()):
             yield *match.span(), "document"
 
 

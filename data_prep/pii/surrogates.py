@@ -16,7 +16,7 @@ import phonenumbers
 from stdnum import iban, luhn
 
 from data_prep.pii.announce import data, markets
-from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, listed_names, plain
+from data_prep.pii.lexicon import COMMON, FIRST, LAST, Lexicon, language_of, listed_names, plain
 from data_prep.pii.names import WORD
 from data_prep.pii.normalise import shadow
 from data_prep.pii.structured import IBAN_LENGTHS
@@ -39,7 +39,7 @@ def streets(language: str) -> list[str]:
 def people_of(locale: str) -> tuple[list[str], list[str]]:
     """(first names, last names) a stand-in in this locale may have: single words in the letters of the language."""
     first, last = listed_names()
-    code, language = locale.replace("-", "_"), locale.split("-")[0]
+    code, language = locale.replace("-", "_"), language_of(locale)
     near = next((c for c in (code, {"no": "no_NO", "nb": "no_NO", "en": "en_GB", "ga": "ga_IE"}.get(language), *sorted(c for c in first if c.split("_")[0] == language), "en_GB") if c and len(first.get(c, ())) >= 40 and len(last.get(c, ())) >= 40), "en_GB")
     return tuple(sorted(n for n in lists[near] if (n.isalpha() and len(n) > 2 and n[0].isupper() and n[1:].islower()) or (not n.isascii() and n.isalpha() and len(n) > 2)) for lists in (first, last))
 
@@ -75,7 +75,7 @@ class Surrogates:
     def __init__(self, key: bytes, scope: str, locale: str, lexicon: Lexicon, taken: set[str] = frozenset(), mode: str = "surrogate", known: dict[str, str] | None = None, parts: dict[str, str] | None = None):
         self.key = hmac.new(key, scope.encode(), hashlib.sha256).digest()
         self.locale, self.lexicon, self.mode = locale, lexicon, mode
-        self.language, self.market = locale.split("-")[0], locale.split("-")[1].upper() if "-" in locale else None
+        self.language, self.market = language_of(locale), locale.split("-")[1].upper() if "-" in locale else None
         self.taken = {plain(word) for word in taken}
         self.known, self.parts = known or {}, parts or {}
         self.given: dict[tuple[str, str], str] = {}
