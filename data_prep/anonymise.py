@@ -78,11 +78,10 @@ def run(config) -> None:
         fit = Path(settings.fit) if settings.fit else learn(config, out / "fit")
         digest = fitting.digest_of(fit)          # here, not in a worker, a wrong folder is refused
         reader, edits = Reader(config), edits_by_conversation(config)
-        planted = list(canaries(settings.canaries, config.seed))
-        archive = ((conversation, [f.edit for f in edits.get(conversation.id, [])]) for conversation in reader.conversations())
+        planted: dict[str, list[str]] = {}
+        conversations = chain(_with_edits(reader, edits, locales := set()), _canaries(settings.canaries, config.seed, locales, planted))
         make = functools.partial(make_work, key, str(fit), config.company, settings.mode, settings.scope, settings.ner, bool(settings.vault), settings.max_rare)
-        shards = _finished(out / "shards", make, chain(archive, ((conversation, []) for conversation, _ in planted)), settings)
-        report, masked_edits = _release(config, out, shards, {conversation.id: secrets for conversation, secrets in planted})
+        report, masked_edits = _release(config, out, _finished(out / "shards", make, conversations, settings), planted)
         feedback = _write_feedback(out, reader, masked_edits, key)
         report |= {"feedback": feedback, "input": dict(reader.counts), "fit": digest, "key": pseudonym(key, "key", "id"), "mode": settings.mode, "scope": settings.scope,
                    "claim": CLAIM, "vault": bool(settings.vault)}
@@ -113,6 +112,20 @@ def learn(config, folder: Path) -> Path:
         learner.write(partial, config.anonymise.k)
         partial.rename(folder)
     return folder
+
+
+def _with_edits(reader: Reader, edits: dict, locales: set[str]) -> Iterator[tuple[Conversation, list[str]]]:
+    """The archive's conversations with what agents made of drafts. Fills `locales`."""
+    for conversation in reader.conversations():
+        locales.add(conversation.locale)
+        yield conversation, [f.edit for f in edits.get(conversation.id, [])]
+
+
+def _canaries(count: int, seed: int, locales: set[str], planted: dict[str, list[str]]) -> Iterator[tuple[Conversation, list[str]]]:
+    """Canaries of the archive's locales, which are known when it has been read. Fills `planted`: id → what must not survive."""
+    for conversation, secrets in canaries(count, seed, locales):
+        planted[conversation.id] = secrets
+        yield conversation, []
 
 
 def _finished(folder: Path, make, items: Iterable[tuple[Conversation, list[str]]], settings) -> Iterator[Masked]:

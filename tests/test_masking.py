@@ -171,10 +171,10 @@ def test_json_stays_json(value):
 
 
 def test_canaries_are_gone(masker):
-    for conversation, secrets in canaries(60, 7):
+    for conversation, secrets in canaries(60, 7, ("en-GB", "de-DE", "sv-SE", "nb-NO", "pl-PL")):
         result = masker._apply(conversation, [])
         assert result.record is None or survivors([text for _, text in texts_of(result.record["messages"])], secrets) == []
-    conversation, secrets = next(canaries(1, 7))
+    conversation, secrets = next(canaries(1, 7, ("en-US",)))
     assert survivors([text for _, text in texts_of(conversation.messages)], secrets) == secrets
 
 

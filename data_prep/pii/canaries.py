@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import phonenumbers
 from stdnum import iban, luhn
 
 from data_prep.conversation import Conversation
+from data_prep.pii.detect import country_of
 from data_prep.pii.leak import bare
-from data_prep.pii.lexicon import phrases
+from data_prep.pii.lexicon import language_of, phrases
 from data_prep.pii.structured import IBAN_LENGTHS
 from data_prep.pii.surrogates import people_of
 
-LOCALES = ("en-GB", "de-DE", "sv-SE", "nl-NL", "fr-FR", "es-ES", "it-IT", "pl-PL", "da-DK", "no-NO", "fi-FI", "pt-PT")
+ELSEWHERE = ["en-GB"]          # where an archive has no market with IBANs
 
 
-def canaries(count: int, seed: int) -> Iterator[tuple[Conversation, list[str]]]:
-    """Yield (conversation, what must not survive)."""
+def canaries(count: int, seed: int, locales: Iterable[str]) -> Iterator[tuple[Conversation, list[str]]]:
+    """Yield (conversation, what must not survive). locales: those of the archive, whose canaries these are."""
+    known_to_us = sorted(locale for locale in set(locales) if language_of(locale) in phrases() and country_of(locale) in IBAN_LENGTHS) or ELSEWHERE
     for number in range(count):
         rng = random.Random(f"canary {seed} {number}")
-        locale = LOCALES[number % len(LOCALES)]
-        language, market = locale.split("-")
+        locale = known_to_us[number % len(known_to_us)]
+        language, market = language_of(locale), country_of(locale)
         first, last = people_of(locale)
         name = f"{rng.choice(first)} {rng.choice(last)}"
         mail = f"{re.sub('[^a-z]', '', name.lower()) or 'kim'}{rng.randrange(1000)}@{rng.choice(['postbox', 'mailhaus', 'inbox'])}.{market.lower() if market != 'GB' else 'co.uk'}"

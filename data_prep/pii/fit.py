@@ -15,7 +15,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -132,13 +132,13 @@ def _labels(turn: Turn, names: Iterable[str], cue: dict[int, str]) -> list[str]:
     return ["N" if word in pieces and is_candidate(turn, i, cue) else "O" for i, word in enumerate(turn.lower)]
 
 
-def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False) -> Iterator[Labelled]:
-    """Training data without an archive. Half of the listed names and some ordinary words are made to look unlisted."""
+def made_up(fit: Fit, seed: int, count: int, hold_out: bool = False, among: Collection[str] | None = None) -> Iterator[Labelled]:
+    """Training data without an archive. among: languages, by default all. Half of the listed names and some ordinary words are made to look unlisted."""
     rng = random.Random(seed)
     names = sorted(word for word, flags in fit.base.words.items() if flags & (FIRST | LAST))
     hidden = frozenset(rng.sample(names, len(names) // 2))
     strangers = Fit(replace(fit.base, words={word: flags for word, flags in fit.base.words.items() if word not in hidden}), held_out=fit.held_out)
-    for language, text, people, by_agent, asked in sentences(rng, count, hold_out):
+    for language, text, people, by_agent, asked in sentences(rng, count, hold_out, among):
         turn = turn_of(text, 0, len(text), by_agent, strangers.lexicon(language), asked)
         turn.native = [native and word not in hidden for word, native in zip(turn.lower, turn.native, strict=True)]
         turn.flags = [0 if flags in (ORDINARY, MISSPELT) and rng.random() < UNLISTED else flags for flags in turn.flags]
@@ -181,10 +181,12 @@ class Learner:
         self.turns: dict[str, Labelled] = {}     # those with the smallest hashes: a sample that does not depend on order
         self.customers: dict[str, set] = {}      # cell → some of its customers, as many as are needed
         self.conversations = 0
+        self.languages: set[str] = set()
 
     def see(self, conversation: Conversation, k: int) -> None:
         """Count one conversation. k: how many customers must share a combination of market, intent and month."""
         self.conversations += 1
+        self.languages.add(language_of(conversation.locale))
         started_at = conversation.started_at
         if started_at:
             self.times[started_at] += 1
@@ -251,7 +253,7 @@ class Learner:
         mine = [labelled for _, labelled in sorted(self.turns.items())[:FROM_ARCHIVE]]
         # The shipped tagger is good enough where the archive knows nobody by name; with known people it learns from them.
         if mine:
-            train([*made_up(self.base, seed, SENTENCES // 4), *mine], folder / "names.crfsuite")
+            train([*made_up(self.base, seed, SENTENCES // 4, among=self.languages | {"en"}), *mine], folder / "names.crfsuite")
         else:
             (folder / "names.crfsuite").write_bytes((SHIPPED / "names.crfsuite").read_bytes())
 

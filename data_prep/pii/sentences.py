@@ -6,7 +6,7 @@ Most are out of `turns.yaml`; the others are put together from the phrases that 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from data_prep.pii.lexicon import frequencies, listed_names, phrases, shipped_words, turns
 
@@ -39,20 +39,20 @@ def _typed(text: str, names: list[str], rng: random.Random) -> tuple[str, list[s
     return text, names
 
 
-def sentences(rng: random.Random, count: int, hold_out: bool = False) -> Iterator[tuple[str, str, list[str], bool, bool]]:
-    """Yield (language, text, names in it, said by an agent, asked for a name) in all languages.
+def sentences(rng: random.Random, count: int, hold_out: bool = False, among: Collection[str] | None = None) -> Iterator[tuple[str, str, list[str], bool, bool]]:
+    """Yield (language, text, names in it, said by an agent, asked for a name). among: languages, by default all.
 
     A third holds no name but ordinary words, misspelt ones, places and brands, so that what is merely unknown is no name.
     """
     from babel import Locale
 
     tables = phrases()
-    languages = sorted(tables)
-    large = [language for language in ("en", "de", "fr", "es", "it", "nl", "sv", "pl", "pt", "da", "no", "fi") if language in tables]
+    languages = sorted(tables if among is None else tables.keys() & among) or ["en"]
+    large = [language for language in ("en", "de", "fr", "es", "it", "nl", "sv", "pl", "pt", "da", "no", "fi") if language in languages] or languages
     people = {language: _names_of(language, hold_out) for language in languages}
     names = {part.casefold() for lists in listed_names() for listed in lists.values() for name in listed for part in name.split()}
     words = {language: [*sorted(common) * 4, *sorted(word for word, zipf in frequencies(language).items() if zipf >= 3.2 and word.isalpha() and len(word) > 2 and word not in names)]
-             for language, (common, _) in shipped_words().items()}
+             for language, (common, _) in shipped_words().items() if language in languages}
     places = sorted({zone["city"] for zone in Locale.parse("en").time_zones.values() if "city" in zone} | {n for n in Locale.parse("en").territories.values() if " " not in n})
     brands = ["".join(parts) for parts in zip(rng.choices(["Nor", "Vel", "Tin", "Cas", "Lum", "Oak", "Fjo", "Mar", "Pin", "Zal", "Kla", "Bri", "Hum", "Tec", "Sol", "Ald", "Bex", "Dro"], k=300), rng.choices(["dhus", "ora", "dra", "sia", "o", "land", "by", "sol", "crest", "ando", "rna", "ndle", "ax", "ify", "mart", "ora", "on", "ica"], k=300), strict=True)]
     for _ in range(count):
