@@ -130,7 +130,7 @@ def imports_of(module: str) -> frozenset[str]:
 
 
 def code_hash(module: str) -> str:
-    """The hash of a module and of every first-party module it imports, transitively: its syntax tree, not its comments, and the YAML it names beside it."""
+    """The hash of a module and of every first-party module it imports, transitively: its syntax tree, not its comments, and the tables and models it names beside it."""
     seen, queue = set(), [module]
     while queue:
         name = queue.pop()
@@ -143,8 +143,8 @@ def code_hash(module: str) -> str:
 
 
 def _tables_beside(module: Path, tree: ast.AST) -> list[Path]:
-    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+\.yaml", node.value)}
-    return [path for name in sorted(named) if (path := module.with_name(name)).is_file()]
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w/]+\.(?:yaml|crfsuite)", node.value)}
+    return [path for name in sorted(named) if (path := module.parent / name).is_file()]
 
 
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -90,10 +90,12 @@ def test_code_changes_are_seen_through_imports_and_comments_are_not(packages):
     assert code_hash("training.sft") != first
 
 
-def test_a_table_beside_its_module_is_part_of_the_code(packages):
-    (packages / "data_prep/text.py").write_text('def clean(): return open("words.yaml")\n')
+@pytest.mark.parametrize("name", ["words.yaml", "shipped/names.crfsuite"])
+def test_a_table_or_model_beside_its_module_is_part_of_the_code(packages, name):
+    (packages / "data_prep/text.py").write_text(f'def clean(): return open("{name}")\n')
     first = code_hash("training.sft")
-    (packages / "data_prep/words.yaml").write_text("a: 1\n")
+    (packages / "data_prep" / name).parent.mkdir(exist_ok=True)
+    (packages / "data_prep" / name).write_text("a: 1\n")
     second = code_hash("training.sft")
-    (packages / "data_prep/words.yaml").write_text("a: 2\n")
+    (packages / "data_prep" / name).write_text("a: 2\n")
     assert len({first, second, code_hash("training.sft")}) == 3

@@ -48,7 +48,7 @@ class Stage:
 
 STAGES = (
     Stage("generate", "data_prep.company.generate", (), ("generate",), company=True),
-    Stage("anonymise", "data_prep.anonymise", ("generate",), ("data", "anonymise"), ("phonenumbers", "python-stdnum"), company=True),
+    Stage("anonymise", "data_prep.anonymise", ("generate",), ("data", "anonymise"), ("phonenumbers", "python-stdnum", "simplemma"), company=True),
     Stage("prepare", "data_prep.prepare", ("anonymise",), ("prepare",), ("datasketch",), signed=True),
     Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN, trains=True),
     Stage("sft", "training.sft", ("prepare", "pretrain"), ("model", "hardware", "trainer", "sft"), TRAIN, trains=True),
