@@ -44,7 +44,7 @@ serve: setup  ## Serve runs/dev/export/model on http://127.0.0.1:8000/v1
 test: setup  ## All tests
 	$(PY) -m pytest $(ARGS)
 
-test-fast: setup  ## The tests that train and serve nothing, about two minutes
+test-fast: setup  ## The tests that train and serve nothing, about a minute
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
 lint: setup  ## Ruff

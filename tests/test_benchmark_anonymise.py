@@ -129,6 +129,7 @@ def test_a_process_is_measured_apart_from_its_parent():
     assert used["wall"] > 0
 
 
+@pytest.mark.slow
 def test_a_tiny_run_from_end_to_end(tmp_path, capsys):
     main(["sets=structured,hard_negatives,kept,leaks", "size=1", f"held_out={fit.SHIPPED}", f"out={tmp_path}"])
     results = json.loads((tmp_path / "results.json").read_text())

@@ -18,6 +18,8 @@ from data_prep.pii.mask import pseudonym
 from data_prep.signoff import KINDS, N, required, review_folder, sample_of, sign
 from training.pipeline import BY_NAME, fingerprint, record_config, why
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["lamp", "parcel", "refund", "invoice", "window", "colour", "garden", "kettle", "bridge", "winter", "paper", "button", "mirror", "pillow", "candle", "basket", "ladder", "carpet", "saucer", "drawer"]
 
 

@@ -20,6 +20,8 @@ from data_prep.pii import fit
 from data_prep.statistics import cohen_kappa
 from training.pipeline import BY_NAME, fingerprint, record_config, why
 
+pytestmark = pytest.mark.slow
+
 SECRET = "marta.zielinska@poczta.pl"          # planted: stands in the source and nowhere else
 TOKEN = "the-token"
 

@@ -93,7 +93,7 @@ def test_a_shadow_points_back_into_its_text(text):
     places = [plain.original(i, i + 1) for i in range(len(plain.text))]
     assert all(0 <= start < end <= len(text) for start, end in places)
     assert [start for start, _ in places] == sorted(start for start, _ in places)
-    if text.isascii() and not set(text) & set("&%\\"):
+    if text.isascii() and not set(text) & set("&%\\<"):
         assert plain.text == text
 
 
@@ -104,6 +104,7 @@ def test_no_text_breaks_it(text):
     assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["1", "1 ", "a@", "4111 1111 ", "at dot ", "one two ", "&#64;", "+49 ", "DE89 "])
 def test_time_grows_with_length_and_no_faster(unit):
     def seconds(count: int) -> float:
