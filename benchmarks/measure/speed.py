@@ -29,7 +29,7 @@ from data_prep.pii.structured import structured
 KEY = b"a key for measuring only"
 BLOCK = 2300                # the mean size of a real conversation, bytes
 PASSES = 3
-MANY = 25                   # times as many conversations for two processes, whose start takes seconds
+MANY = 100                  # times as many conversations for two processes, whose start takes seconds
 
 
 def company(size: int) -> list[Conversation]:

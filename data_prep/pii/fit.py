@@ -120,8 +120,7 @@ def load(folder: Path = SHIPPED, company: Iterable[str] = (), hold_out: bool = F
     facts = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
     tagger = pycrfsuite.Tagger()
     tagger.open(str(folder / "names.crfsuite"))
-    table, particles = build_cues()
-    lexicon = Lexicon(words=build_words(hold_out, facts["words"]), cues=table, particles=particles, slots=frozenset(facts["slots"]), tagger=tagger,
+    lexicon = Lexicon(words=build_words(hold_out, facts["words"]), cues={}, particles=build_cues("en")[1], slots=frozenset(facts["slots"]), tagger=tagger,
                       company=frozenset(word.casefold() for name in company for word in name.split()))
     return Fit(lexicon, facts["quantiles"], _held_out(hold_out), cells=frozenset(facts["cells"]) if facts["cells"] is not None else None)
 
@@ -261,8 +260,7 @@ class Learner:
 def ship(folder: Path = SHIPPED, hold_out: bool = False) -> None:
     """Train the tagger that ships with the project; hold_out: on four of five names, to measure on the fifth."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, particles = build_cues()
-    fit = Fit(Lexicon(words=build_words(hold_out), cues=table, particles=particles), held_out=_held_out(hold_out))
+    fit = Fit(Lexicon(words=build_words(hold_out), cues={}, particles=build_cues("en")[1]), held_out=_held_out(hold_out))
     train(made_up(fit, 0, SENTENCES, hold_out), folder / "names.crfsuite")
     write_json(folder / "fit.json", {"words": {}, "slots": [], "quantiles": [], "cells": None, "conversations": 0})
 

@@ -108,15 +108,29 @@ NEAR_LANGUAGES = {"no": "nb", "hr": "sh", "sr": "sh", "gl": "pt", "eu": "es", "e
 
 
 @functools.cache
-def frequencies(language: str) -> dict[str, float]:
-    """Word → Zipf frequency (log10 of occurrences in a billion words; van Heuven et al. 2014) by wordfreq's small list."""
+def _bins(language: str) -> list[list[str]]:
+    """Words by Zipf frequency (log10 of occurrences in a billion words; van Heuven et al. 2014) in steps of .01 down from 9; wordfreq's small list."""
     import wordfreq
 
     try:
-        bins = wordfreq.get_frequency_list(NEAR_LANGUAGES.get(language, language), "small")
+        return wordfreq.get_frequency_list(NEAR_LANGUAGES.get(language, language), "small")
     except LookupError:
-        return {}
-    return {word: 9 - place / 100 for place, words in enumerate(bins) for word in words}
+        return []
+
+
+@functools.cache
+def frequencies(language: str) -> dict[str, float]:
+    """Word → Zipf frequency."""
+    table: dict[str, float] = {}
+    for place, words in enumerate(_bins(language)):
+        table.update(dict.fromkeys(words, 9 - place / 100))
+    return table
+
+
+@functools.cache
+def frequent(language: str) -> frozenset[str]:
+    """The words with a Zipf frequency of 3 and more."""
+    return frozenset().union(*_bins(language)[:601])
 
 
 @functools.cache
@@ -168,7 +182,7 @@ def profile(word: str, language: str) -> tuple[float, int]:
     Names travel, words do not: "lukas" is known in eight languages, "Lieferung" in one.
     """
     zipf = frequencies(language).get(word, 0.0) or (frequencies("en").get(word, 0.0) if language != "en" else 0.0)
-    return zipf, sum(frequencies(other).get(word, 0.0) >= 3 for other in WITNESSES if other != language)
+    return zipf, sum(word in frequent(other) for other in WITNESSES if other != language)
 
 
 def is_held_out(name: str) -> bool:
@@ -282,13 +296,13 @@ def _flagged(first: dict[str, frozenset[str]], last: dict[str, frozenset[str]]) 
 
 
 @functools.cache
-def build_cues(language: str | None = None) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
-    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames), in a language and in English."""
+def build_cues(language: str) -> tuple[dict[str, list[tuple[tuple[str, ...], str]]], frozenset[str]]:
+    """(first word of a phrase → [(its further words, kind)], the longest first; particles inside surnames), in a language and in English; in all where we have not got the language."""
     cues: dict[str, set[tuple[tuple[str, ...], str]]] = {}
     particles: set[str] = set()
     for code, table in phrases().items():
         particles |= set(table.get("particles", []))
-        for kind in CUES if language is None or language not in phrases() or code in (language, "en") else ():
+        for kind in CUES if language not in phrases() or code in (language, "en") else ():
             for phrase in table.get(kind, []):
                 words = tuple(_word_pieces(phrase))
                 is_foreign = code != language and language in phrases() and len(words) == 1 and kind not in ("greets", "titles") and is_word(words[0], language)          # "im" is no "I'm" in German

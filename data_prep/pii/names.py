@@ -222,7 +222,8 @@ def _extend(turn: Turn, chosen: dict[int, str], lexicon: Lexicon) -> None:
                 break
             chosen[j] = chosen[i]
             j += 1
-        if i and i - 1 not in chosen and turn.gaps[i] == " " and turn.words[i][0].isupper() and (_is_surname(turn, i - 1, lexicon) or (turn.words[i - 1][0].isupper() and not turn.flags[i - 1])):
+        if i and i - 1 not in chosen and turn.gaps[i] == " " and turn.words[i][0].isupper() and (
+                _is_surname(turn, i - 1, lexicon) or (turn.words[i - 1][0].isupper() and (not turn.flags[i - 1] or (turn.flags[i - 1] == MISSPELT and len(turn.words) == 2)))):
             chosen[i - 1] = chosen[i]
 
 

@@ -159,6 +159,8 @@ def _is_phone(searched: str, start: int, end: int, digits: str, market: str | No
     if is_business or market is None or (_not_a_phone.fullmatch(written) and not dotted) or _no_phones_sign.search(written):
         return False
     is_grouped = written != digits
+    if market in ("US", "CA") and _nanp.fullmatch(digits):          # an area code that nobody has yet, or a slip
+        return True
     if _phone_groups.fullmatch(written) and 8 <= len(digits) <= 12 and (          # somebody's from another country, or a mistyped one
             digits.startswith("0") or any(_is_phone_number(digits, region, phonenumbers.is_valid_number) for region in markets())):
         return True
@@ -169,6 +171,7 @@ def _is_phone(searched: str, start: int, end: int, digits: str, market: str | No
         phonenumbers.is_valid_number_for_region(number, region) for region in NEIGHBOURS.get(market, (market,))))
 
 
+_nanp = re.compile(r"1?[2-9]\d\d[2-9]\d{6}")          # North American Numbering Plan: NXX NXX XXXX
 _phone_groups = re.compile(r"(?!(?:(?:19|20)\d\d[ -]?)+$)[(]?\d{2,5}[)]?(?:[ -]\d{2,4}){2,4}")
 _fours = re.compile(r"\d{4}(?:[ -]\d{4}){3}")
 _extension = re.compile(r" ?(?:x|ext\.?) ?\d{1,5}(?!\w)")

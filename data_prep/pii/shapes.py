@@ -10,7 +10,7 @@ from data_prep.pii.announce import words_for
 # L, I, N, D – or L for Lima, I as in India
 _letters = re.compile(r"\W*(?:(?<!\w)[^\W\d_](?!\w)(?: (?:wie|for|as in|like|som i|som|comme|come|de|como|jak|van|mint|kuin) [^\W\d_]+)?\W{0,3}){2,}")
 _only_letters = re.compile(r"\W*(?:(?<!\w)[^\W\d_](?!\w)\W{0,3})+")
-_spelled = re.compile(r"(?<![\w-])[A-Za-zÀ-ž](?:([ .,-]{1,2})[A-Za-zÀ-ž])(?:\1[A-Za-zÀ-ž]){2,}(?![\w-])")
+_spelled = re.compile(r"(?<![\w-])[A-Za-zÀ-ž](?:([ .,-]{1,2})(?:['’]\1)?[A-Za-zÀ-ž])(?:\1(?:['’]\1)?[A-Za-zÀ-ž]){2,}(?![\w-])")          # "O ' H a r a" too
 _in_json = re.compile(r'"(?:(?:first|last|full|sur|family|given|middle|customer|holder|card_?holder|account_?holder|contact|recipient|user|agent|display)_?-? ?)?name"\s*:\s*"([^"\x1e]{2,60})"', re.IGNORECASE)
 _before_mail = re.compile(r"(?<![\w'’.-])([^\W\d_][\w'’.-]{0,30}(?: [^\W\d_][\w'’.-]{0,30}){0,3}) ?<[^<>\s@]{1,64}@")
 
