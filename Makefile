@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke test test-fast lint bench-anonymise serve clean $(STAGES)
+.PHONY: help setup train smoke test test-fast test-ray lint bench-anonymise serve clean $(STAGES)
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test: setup  ## All tests
 
 test-fast: setup  ## The tests that train and serve nothing, about a minute
 	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-ray: setup  ## Ray, installed into .venv, and the test of its engine
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt "ray[data]==2.60.*"
+	$(PY) -m pytest -k any_engine $(ARGS)
 
 lint: setup  ## Ruff
 	$(PY) -m ruff check .

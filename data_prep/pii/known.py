@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rapidfuzz.distance import DamerauLevenshtein
 
 from data_prep.pii.announce import in_small_letters
-from data_prep.pii.lexicon import COMMON, MISSPELT, ORDINARY, Lexicon, plain, profile
+from data_prep.pii.lexicon import COMMON, MISSPELT, ORDINARY, Lexicon, dictionary, plain, profile
 from data_prep.pii.names import WORD
 
 KINDS = {"email": "email", "phone": "phone", "address": "address", "street": "address", "city": "address", "postcode": "address", "zip": "address",
@@ -107,6 +107,9 @@ class People:
             return not (flags & COMMON and word.islower()) or len(form) > 4 or flags != COMMON
         if len(form) < 4 or lexicon.flags(word.casefold()) == COMMON:
             return False
+        forms = dictionary(lexicon.language)
+        if lexicon.flags(word.casefold()) == ORDINARY and any(len(part) > 4 and part[:3] == form[:3] for part in self.parts) and plain(forms.get(word.casefold(), '')) in self.parts:
+            return True                           # by the dictionary: Jonui is Jonas
         for part in self.parts:
             if len(part) < 4 or (part[0] != form[0] and part[1:] != form[1:]):
                 continue
