@@ -101,17 +101,33 @@ _label = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*\Z")
 @functools.lru_cache(4)          # one text is asked about many times in a row
 def _cues(seen: str) -> tuple[list[int], list[tuple[int, int, str]]]:
     """(where each begins, (start, end, kind)) of the words and phrases of a text that announce something."""
-    found, phrases, small, covered = [], announcing()[2], in_small_letters(seen), 0
+    found, small, covered = [], in_small_letters(seen), 0
     for match in CUE_WORD.finditer(small):
-        word = match.group()
-        phrase, kind = next(((phrase, kind) for phrase, kind in phrases.get(word, ()) if small.startswith(phrase, match.start())), (None, None))
+        meaning = _meanings[match.group()]
+        if meaning is None:
+            continue
+        start, (own, phrases) = match.start(), meaning
+        phrase, kind = next(((phrase, kind) for phrase, kind in phrases if small.startswith(phrase, start)), (None, None))
         if phrase:
-            covered = match.start() + len(phrase)
-            found.append((match.start(), covered, kind))
-        elif match.start() >= covered and (kind := _kind_of(word.casefold())):          # a "gift card" is no card
-            found.append((*match.span(), kind))
+            covered = start + len(phrase)
+            found.append((start, covered, kind))
+        elif own and start >= covered:          # a "gift card" is no card
+            found.append((start, match.end(), own))
     found.sort(key=lambda cue: (cue[0], cue[2]))
     return [start for start, _, _ in found], found
+
+
+class _Meanings(dict):
+    """Word → (kind that it announces or None, phrases that begin with it); None for most words."""
+
+    def __missing__(self, word: str) -> tuple[str | None, list] | None:
+        own, phrases = _kind_of(word.casefold()), announcing()[2].get(word, ())
+        if len(self) < 1 << 18:          # a process reads archives of any length
+            self[word] = (own, phrases) if own or phrases else None
+        return (own, phrases) if own or phrases else None
+
+
+_meanings = _Meanings()
 
 
 def in_small_letters(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import phonenumbers
 from stdnum import get_cc_module, iban, luhn
+from stdnum.iso7064 import mod_97_10
 
 from data_prep.pii.structured import IBAN_LENGTHS
 from data_prep.pii.surrogates import is_reserved_phone
@@ -153,7 +154,7 @@ def _is_somebodys_phone(text: str, market: str | None) -> bool:
 
 def _starts_with_iban(text: str) -> bool:
     length = IBAN_LENGTHS.get(text[:2].upper())
-    return length is not None and len(text) >= length and iban.is_valid(text[:length])
+    return length is not None and len(text) >= length and mod_97_10.is_valid(text[4:length] + text[:4]) and iban.is_valid(text[:length])
 
 
 _first_digits = re.compile(r"4|5[0-8]|2[2-7]|3[04-9]|6|81|9792|1800|2131")
