@@ -259,15 +259,18 @@ def everyday_words(language: str) -> tuple[frozenset[str], frozenset[str]]:
                 certain |= {word.casefold() for word in importlib.import_module(f"{lorem.__name__}.{name}").Provider.word_list}
         certain |= {word for kind, listed in phrases().get(code, {}).items() if not kind.startswith("streets") for phrase in listed for word in phrase.split() if word.isalpha()}
     from babel import Locale
+    from babel.core import get_global
 
     listed = build_words()
     nobody = {brand for brands in data("brands.yaml").values() for brand in brands.split()}
+    places = {zone.split("/")[-1].casefold() for zone in get_global("zone_territories")}
     for code in dict.fromkeys((language, "en")):
         nobody |= {word for kind in ("brand", "city") for name in turns()["fillers"].get(code, {}).get(kind, []) for word in name.casefold().split()}
         where = Locale.parse(code)          # CLDR's languages, countries and cities
-        nobody |= {place.casefold() for place in (*where.languages.values(), *where.territories.values(), *(zone.get("city", "") for zone in where.time_zones.values())) if place.isalpha()}
+        places |= {place.casefold() for place in (*where.languages.values(), *where.territories.values(), *(zone.get("city", "") for zone in where.time_zones.values())) if place.isalpha()}
     words, begins, cue_phrases = announcing()
     certain |= words.keys() | {word for phrases_of in cue_phrases.values() for phrase, _ in phrases_of for word in phrase.split()} | {word for word in begins if len(word) > 3}
+    nobody |= {place for place in places if not listed.get(place, 0) & FIRST}          # Adelaide is rather somebody
     both |= {word for word in nobody - certain if listed.get(word)}          # Bosch is a brand and a name: both; Zalando is nobody
     certain |= {word for word in nobody if not listed.get(word)}
     return tuple(frozenset(form for word in group for form in (word, plain(word))) for group in (certain, both))

@@ -175,7 +175,7 @@ def find_names(turn: Turn, lexicon: Lexicon) -> list[tuple[int, int, str]]:
 
 def _needed(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> float:
     """How sure the tagger must be: more of a word than of what nobody knows, unless a phrase announces a name."""
-    if turn.flags[i] & ORDINARY and cue.get(i) not in STRONG:
+    if turn.flags[i] & (ORDINARY | COMMON) and cue.get(i) not in STRONG:
         return lexicon.of_a_word
     return lexicon.of_a_slip if turn.flags[i] & MISSPELT else lexicon.threshold
 
@@ -195,6 +195,8 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
     kind = cue.get(i)
     if kind == "slot" and not flags & COMMON and ((is_capital and (flags or turn.language != "de")) or flags & FIRST):
         return "slot"
+    if turn.language == "de" and flags & ORDINARY and kind in ("speaks_to", "relatives", "slot"):          # a noun
+        return None
     if kind in STRONG and (is_listed or (is_capital and not flags & COMMON) or _is_titled(turn, i, cue)):
         return "cue"
     if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and not flags & COMMON:
@@ -203,7 +205,7 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
         return "cue"
     if turn.asked and len(turn.words) <= 4 and not flags & COMMON:
         return "cue"
-    if is_listed and not flags & COMMON and len(word) > 2 and (is_capital or (len(word) > 3 and turn.lower[i] in lexicon.native and not flags & ORDINARY)):
+    if is_listed and not flags & COMMON and len(word) > 2 and not (word.isupper() and len(word) == 3 and not turn.shouts) and (is_capital or (len(word) > 3 and turn.lower[i] in lexicon.native and not flags & ORDINARY)):
         return "list"
     return None
 
