@@ -8,7 +8,7 @@ import re
 import pytest
 
 from data_prep.conversation import Conversation
-from data_prep.pii import dates
+from data_prep.pii import dates, fit
 from data_prep.pii.announce import announced, data
 from data_prep.pii.lexicon import dictionary, is_word, turns
 from data_prep.pii.mail import said_mails
@@ -98,3 +98,21 @@ def test_a_version_is_no_date(text):
 def test_times_to_the_second_move_by_the_key():
     assert seconds_of(b"one", "c") != seconds_of(b"two", "c")
     assert all(60 < seconds_of(b"one", str(i)) <= 3600 for i in range(50))
+
+
+def test_a_macro_that_names_nobody_is_no_gap(tmp_path):
+    """"Good" and "Schön" are surnames too; a sentence that every agent says with them is not one about Mr Good."""
+    macros = {"en-GB": "Good news: your order is on the way and arrives in 6 days.", "de-DE": "Schön, dass ich Ihnen heute helfen konnte."}
+    learner = fit.Learner(shipped())
+    for number in range(40):
+        for locale, macro in macros.items():
+            learner.see(Conversation(f"{locale}{number}", [{"role": "assistant", "content": macro}], locale, customer={"id": f"u{number}"}), 5)
+    learner.write(tmp_path, 5)
+    masker = Masker(b"k", fit.load(tmp_path))
+    for locale, macro in macros.items():
+        assert masker.apply(Conversation("c", [{"role": "assistant", "content": macro}], locale)).record["messages"][0]["content"] == macro
+
+
+@pytest.mark.parametrize("text", ["Jag gillar inte halsduken och vill skicka tillbaka varan. Det är order 36672"])
+def test_words_are_no_account(text):
+    assert found(text, "sv-SE") == []

@@ -211,7 +211,7 @@ class Learner:
                     large.add(turn.lower[i])
             if by_agent and (key := sentence_key(turn)):
                 self.slots[key] += 1
-                self.slot_names[key] += any(is_candidate(turn, i, cue) and (turn.lower[i] in known or turn.flags[i] & (FIRST | LAST)) for i in range(len(turn.words)))
+                self.slot_names[key] += any(is_candidate(turn, i, cue) and (turn.lower[i] in known or (turn.flags[i] & (FIRST | LAST) and not turn.flags[i] & COMMON)) for i in range(len(turn.words)))
             if known:
                 self._keep(turn, cue, known)
         self.lower.update(small - named)

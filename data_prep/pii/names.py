@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from data_prep.pii.lexicon import COMMON, FIRST, LAST, MISSPELT, ORDINARY, Lexicon, profile
 
 WORD = re.compile(r"(?<![\w#@/{\[])[^\W\d_]+(?:['’ʼ-][^\W\d_]+)*(?!\w|-\d|://)")
-STRONG = {"introduces", "speaks_to", "titles", "relatives", "asks", "slot"}
+STRONG = {"introduces", "speaks_to", "titles", "relatives", "asks"}
 _gap = re.compile(r"[ \t\n,.:;!?()\"“”«»*_-]*")
 
 
@@ -193,15 +193,15 @@ def _by_rule(turn: Turn, i: int, cue: dict[int, str], lexicon: Lexicon) -> str |
     is_capital = word[0].isupper()
     is_listed = bool(flags & (FIRST | LAST))
     kind = cue.get(i)
-    if kind == "slot" and not flags & COMMON and ((is_capital and (flags or turn.language != "de")) or flags & FIRST):
-        return "slot"
-    if turn.language == "de" and flags & ORDINARY and kind in ("speaks_to", "relatives", "slot"):          # a noun
+    if kind == "slot":          # the gap of a macro: a name there, but not every capital of the sentence
+        return "slot" if not flags & COMMON and ((is_capital and (is_listed or turn.language != "de")) or flags & FIRST) else None
+    if turn.language == "de" and flags & ORDINARY and kind in ("speaks_to", "relatives"):          # a noun
         return None
     if kind in STRONG and (is_listed or (is_capital and not flags & COMMON) or _is_titled(turn, i, cue)):
         return "cue"
     if kind in ("greets", "thanks", "signs_off", "follows") and is_listed and not flags & COMMON:
         return "cue"
-    if kind in ("greets", "signs_off", "follows") and is_capital and (not flags or (flags == ORDINARY and turn.language != "de")):
+    if kind in ("greets", "signs_off", "follows") and is_capital and (not flags or (flags == ORDINARY and turn.language != "de" and not any(c in ".!?" for c in turn.gaps[i]))):
         return "cue"
     if turn.asked and len(turn.words) <= 4 and not flags & COMMON:
         return "cue"

@@ -75,7 +75,7 @@ def iban_end(text: str, start: int, stop: int) -> int:
 
 def _is_iban(compact: str, written: str) -> bool:
     """By its check digits; where a word may stand for the country ("is 64 5759 …") by the bank's number too, which costs ten times as much."""
-    return compact[2:4].isdigit() and mod_97_10.is_valid(compact[4:] + compact[:4]) and ((written[:2].isupper() and written[2:].isdigit()) or iban.is_valid(compact))
+    return compact[2:4].isdigit() and sum(c.isdigit() for c in compact) >= 8 and mod_97_10.is_valid(compact[4:] + compact[:4]) and ((written[:2].isupper() and written[2:].isdigit()) or iban.is_valid(compact))
 
 
 _LOOK_LIKE_DIGITS = str.maketrans("OolI", "0011")
