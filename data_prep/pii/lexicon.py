@@ -60,7 +60,7 @@ class Lexicon:
     slots: frozenset[str] = frozenset()
     tagger: object | None = None
     company: frozenset[str] = frozenset()
-    threshold: float = 0.15         # how sure the tagger must be that a word nobody knows is a name …
+    threshold: float = 0.14         # how sure the tagger must be that a word nobody knows is a name …
     of_a_word: float = 0.6          # … that a dictionary's word is one
     of_a_slip: float = 0.5          # … that what may be a misspelt word is one
     cache: dict[str, int] = field(default_factory=dict)
