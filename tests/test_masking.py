@@ -21,7 +21,9 @@ from data_prep.pii import dates, fit, ner
 from data_prep.pii.announce import markets
 from data_prep.pii.canaries import canaries, survivors
 from data_prep.pii.leak import leaks
+from data_prep.pii.lexicon import phrases
 from data_prep.pii.mask import Masker, decrypted, moved, texts_of, weeks_of
+from data_prep.pii.structured import IBAN_LENGTHS
 from data_prep.pii.surrogates import Surrogates, is_reserved_phone, reserved
 from tests import identifiers
 
@@ -174,6 +176,7 @@ def test_canaries_are_gone(masker):
     for conversation, secrets in canaries(60, 7, ("en-GB", "de-DE", "sv-SE", "nb-NO", "pl-PL")):
         result = masker._apply(conversation, [])
         assert result.record is None or survivors([text for _, text in texts_of(result.record["messages"])], secrets) == []
+    assert len(list(canaries(40, 7, [f"{language}-{market}" for language, market in zip(phrases(), sorted(IBAN_LENGTHS), strict=False)]))) == 40          # any market, without end nowhere
     conversation, secrets = next(canaries(1, 7, ("en-US",)))
     assert survivors([text for _, text in texts_of(conversation.messages)], secrets) == secrets
 
