@@ -69,7 +69,9 @@ class Lexicon:
         """What a word in small letters is; 0 where nobody knows it."""
         known = self.cache.get(word)
         if known is None:
-            known = self.cache[word] = COMMON if word in self.company else self._flags(word)
+            known = COMMON if word in self.company else self._flags(word)
+            if len(self.cache) < 1 << 18:          # an archive of any length has words of any number
+                self.cache[word] = known
         return known
 
     def _flags(self, word: str) -> int:
