@@ -147,10 +147,7 @@ def dictionary(language: str) -> Mapping[str, str]:
 
 
 def is_word(word: str, language: str) -> bool:
-    """Whether a word in small letters is an everyday one: its dictionary writes it small, or in German knows it with another ending than a name's.
-
-    Without a dictionary (Basque, Maltese): whether it is frequent in this language and in no other.
-    """
+    """Whether a word in small letters is an everyday one: a dictionary's (German: a noun's), or, without one, frequent in this language and in no other."""
     forms = dictionary(language)
     if not forms:
         zipf, witnesses = profile(word, language)
