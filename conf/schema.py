@@ -118,14 +118,73 @@ class Sft:
 
 
 @dataclass
+class RewardGate:
+    accuracy: float = MISSING             # of held-out pairs, at the lower end of its interval
+    ece: float = MISSING                  # expected calibration error; judged from 2,000 pairs on
+    length_correlation: float = MISSING   # of reward and length within a pair, beyond that of the ratings
+    state_over_words: float = MISSING
+
+
+@dataclass
 class Reward:
+    members: int = MISSING
+    sources: list[str] = MISSING          # pairs, ratings
+    margin: float = MISSING
+    language: float = MISSING             # weight of the loss of writing the good replies, beside that of judging
+    centre: float = MISSING
+    spread_penalty: float = MISSING
+    gate: RewardGate = field(default_factory=RewardGate)
     trainer: dict[str, Any] = MISSING
 
 
 @dataclass
 class Dpo:
     max_chosen_drop: float = MISSING      # nats per reply; a larger fall of chosen log-probs raises the alarm
+    max_length_drift: float = MISSING     # times; replies that grew or shrank by more raise the alarm
+    max_pairs: int | None = MISSING       # a random part of more than so many
+    offset: float = MISSING               # times log(1 + gap in stars): how much further apart a pair is kept
     trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Kto:
+    by: list[str] = MISSING               # agent, customer
+    good: float = MISSING                 # corrected stars
+    bad: float = MISSING
+    max_rows: int | None = MISSING
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Rloo:
+    prompts: int = MISSING
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class Ppo:
+    steps: int = MISSING
+    episodes: int = MISSING
+    max_replies: int = MISSING            # assistant messages after which a conversation is given up
+    temperature: float = MISSING
+    rollout_batch: int = MISSING
+    batch_tokens: int = MISSING
+    epochs: int = MISSING
+    minibatches: int = MISSING
+    learning_rate: float = MISSING
+    value_learning_rate: float = MISSING
+    warmup: int = MISSING
+    final_rate: float = MISSING
+    max_grad_norm: float = MISSING
+    clip: float = MISSING
+    value_clip: float = MISSING
+    lam: float = MISSING
+    turn_discount: float = MISSING
+    beta: float = MISSING
+    kl_target: float = MISSING            # nats a reply, summed over its tokens
+    kl_budget: float = MISSING
+    missing_end_penalty: float = MISSING
+    save_steps: int = MISSING
 
 
 @dataclass
@@ -174,6 +233,9 @@ class Config:
     sft: Sft = field(default_factory=Sft)
     reward: Reward = field(default_factory=Reward)
     dpo: Dpo = field(default_factory=Dpo)
+    kto: Kto = field(default_factory=Kto)
+    ppo: Ppo = field(default_factory=Ppo)
+    rloo: Rloo = field(default_factory=Rloo)
     evaluate: Evaluate = field(default_factory=Evaluate)
     export: Export = field(default_factory=Export)
     verify: Verify = field(default_factory=Verify)

@@ -1,8 +1,9 @@
 """Stage `prepare`: split, deduplicate, and build what the trainers read.
 
     sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message that is fit to be learned
-    preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin"}: two replies to one prompt
-    unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" or "label"}: one reply and what somebody thought of it
+    preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin", "raters"}: two replies to one prompt
+    unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" and "offset", or "label", "by"}: one reply and what somebody thought of it
+    prompts/{train,validation,test}.jsonl       {"prompt"}: what stood before each agent message, for reinforcement learning without a world
     canaries.jsonl                              the made-up secrets among sft/train (data_prep/planted.py): evaluation asks what is remembered of them
     report.json                                 counts, lengths, languages, and every row dropped with the reason
 
@@ -20,7 +21,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from statistics import mean
 
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
@@ -28,11 +28,11 @@ from tqdm import tqdm
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
 from data_prep.planted import planted, rows_of
+from data_prep.ratings import CUSTOMER, edited, fit_effects, pairs, raters_report, topic_of, unpaired
 from data_prep.signoff import required
 from data_prep.targets import fit
 
 SPLITS = ("train", "validation", "test")
-SHRINK = 10.0          # ratings of prior belief that a rater is not severe
 
 
 def split_of(conversation: Conversation, held_out: float, newest: float) -> str | None:
@@ -84,58 +84,24 @@ def prompts(conversation: Conversation) -> Iterator[tuple[int, list[dict], dict]
             yield index, messages[:index], message
 
 
-def targets(conversation: Conversation, changes: Counter) -> Iterator[dict]:
-    """SFT's rows of one conversation; `changes` counts what was rewritten or left out."""
+def prompt_rows(conversation: Conversation) -> Iterator[dict]:
+    """Prompts to try replies on where there is no world to talk in: what stood before each agent message."""
+    for index, prompt, _ in prompts(conversation):
+        yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "prompt": prompt}
+
+
+def targets(conversation: Conversation, feedback: list[Feedback], changes: Counter) -> Iterator[dict]:
+    """SFT's rows of one conversation, a rater's better text in the place of what was sent; `changes` counts what was rewritten or left out."""
     for index, prompt, sent in prompts(conversation):
-        message, change = fit(prompt, sent)
+        better = edited(sent, [note for note in feedback if note.message_index == index])
+        if better:
+            changes["replaced: a rater's edit"] += 1
+        message, change = fit(prompt, better[0] if better else sent)
         if change:
             changes[change] += 1
         if message:
             yield {"conversation_id": conversation.id, "message_index": index, "customer": customer_of(conversation), "locale": conversation.locale,
                    "topic": conversation.outcome.get("intent"), "prompt": prompt, "completion": [message]}
-
-
-def severities(ratings: list[Feedback]) -> dict[str, float]:
-    """Stars by which each rater lies above the mean of all, shrunk towards none by the number of their ratings.
-
-    Source: the closed-form empirical-Bayes estimate n / (n + k) · (rater's mean - mean).
-    """
-    overall = mean(f.rating for f in ratings) if ratings else 0.0
-    by_rater = defaultdict(list)
-    for feedback in ratings:
-        by_rater[feedback.rater_id].append(feedback.rating - overall)
-    return {rater: sum(gaps) / (len(gaps) + SHRINK) for rater, gaps in by_rater.items()}
-
-
-def pairs(conversation: Conversation, feedback: list[Feedback], severity: dict[str, float], min_gap: float) -> Iterator[dict]:
-    """Preference pairs within one prompt: a message and its draft by their ratings, an edit and what it mended."""
-    notes = defaultdict(list)
-    for note in feedback:
-        notes[note.message_index].append(note)
-    for index, prompt, sent in prompts(conversation):
-        replies = {None: sent} | {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
-        scores = {draft: mean(n.rating - severity.get(n.rater_id, 0.0) for n in rated)
-                  for draft in replies if (rated := [n for n in notes[index] if n.kind == "rating" and n.draft_id == draft])}
-        place = {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale}
-        ranked = sorted(scores, key=scores.get, reverse=True)
-        if len(ranked) > 1 and (gap := scores[ranked[0]] - scores[ranked[-1]]) >= min_gap:
-            yield {**place, "prompt": prompt, "chosen": [replies[ranked[0]]], "rejected": [replies[ranked[-1]]], "margin": round(gap, 3), "source": "ratings"}
-        for note in notes[index]:
-            if note.kind == "edit" and note.edit != sent["content"]:
-                yield {**place, "prompt": prompt, "chosen": [{"role": "assistant", "content": note.edit}], "rejected": [sent], "margin": 2.0, "source": "edit"}
-
-
-def unpaired(conversation: Conversation, feedback: list[Feedback]) -> Iterator[dict]:
-    """One reply and what somebody thought of it; a thumb on the whole conversation goes to its last reply."""
-    replies = {index: (prompt, message) for index, prompt, message in prompts(conversation)}
-    for note in feedback:
-        index = max(replies, default=None) if note.message_index is None else note.message_index
-        if note.kind == "edit" or note.draft_id is not None or index not in replies:
-            continue
-        prompt, message = replies[index]
-        value = {"rating": note.rating} if note.kind == "rating" else {"label": note.thumb == "up"}
-        yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "prompt": prompt,
-               "completion": [message], "rater": note.rater_id, **value}
 
 
 def run(config) -> None:
@@ -155,19 +121,21 @@ def run(config) -> None:
     if not kept["train"]:
         raise StageError(f"no conversation is left for training out of {len(conversations)}: lower prepare.held_out_customers and prepare.newest, or give more data")
     # A customer's own rating of a conversation is no sign of how severely colleagues judge replies.
-    train_ratings = [n for c in kept["train"] for n in feedback[c.id] if n.kind == "rating" and n.rater_id != "customer"]
-    severity = severities(train_ratings)
+    ratings = [(n, topic_of(c)) for c in kept["train"] for n in feedback[c.id] if n.kind == "rating" and n.rater_id != CUSTOMER]
+    effects = fit_effects(ratings)
     canaries = list(planted(settings.canaries, [locale for locale, _ in Counter(c.locale for c in kept["train"]).most_common()], config.seed))
     with stage_output(config, "prepare") as out:
         report = {"conversations": {split: len(kept[split]) for split in SPLITS}, "dropped": dict(Counter(dropped.values())), "newest": settings.newest,
-                  "languages": dict(Counter(c.locale for c in conversations)), "rows": {}, "severity": {k: round(v, 3) for k, v in severity.items()}}
+                  "languages": dict(Counter(c.locale for c in conversations)), "rows": {},
+                  "raters": raters_report([note for note, _ in ratings], effects), "tickets": {topic: round(value, 3) for topic, value in effects.ticket.items()}}
         changes = Counter()
         for split in SPLITS:
             mine = kept[split]
             rows = {
-                "sft": [row for c in mine for row in targets(c, changes)],
-                "preferences": [row for c in mine for row in pairs(c, feedback[c.id], severity, settings.min_gap)],
-                "unpaired": [row for c in mine for row in unpaired(c, feedback[c.id])]}
+                "sft": [row for c in mine for row in targets(c, feedback[c.id], changes)],
+                "preferences": [row for c in mine for row in pairs(c, prompts(c), feedback[c.id], effects, settings.min_gap)],
+                "unpaired": [row for c in mine for row in unpaired(c, prompts(c), feedback[c.id], effects)],
+                "prompts": [row for c in mine for row in prompt_rows(c)]}
             if split == "train":
                 rows["sft"] += [row for canary in canaries for row in rows_of(canary, settings.canary_repeats)]
             for kind, made in rows.items():

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from data_prep.conversation import Message, truncate
+from data_prep.hermes import parse_reply
 from data_prep.statistics import wilson
-from serve.hermes import parse_reply
 from training.models import IGNORE, count_tokens, encode
 
 DISTRACTORS = 9

@@ -20,7 +20,7 @@ from data_prep.statistics import wilson
 from eval.memorisation import ALTERNATIVES, chance
 from eval.regurgitation import BEGINNING, LONG
 
-COLOURS = {"base": "#9aa0a6", "sft_full": "#b58900", "sft": "#2a7ab0", "dpo": "#2e8b57", "ppo": "#8e5ea2"}
+COLOURS = {"base": "#9aa0a6", "sft_full": "#b58900", "sft": "#2a7ab0", "dpo": "#2e8b57", "kto": "#66a61e", "ppo": "#8e5ea2", "rloo": "#d95f02"}
 REMEMBERED = f"""<p><b>exposure</b>: how many bits better than by guessing a model ranks made-up secrets that were planted in its training set (Secret Sharer,
 {ALTERNATIVES} other secrets beside each): {chance(ALTERNATIVES):.2f} is chance, {log2(ALTERNATIVES + 1):.0f} is as much as can be seen; the customer said the secret and the agent repeated it.
 <b>exposure_told</b>: the same where the agent said it and nobody before, the worst case. <b>regurgitation</b>: replies that repeat {LONG} words in a row, or an
@@ -132,14 +132,18 @@ def replies(scorecard: dict) -> str:
 
 
 def curves(config) -> str:
-    """Training loss over steps of every stage that trained, from their curve.json."""
-    found = {path.parent.relative_to(config.run_dir): json.loads(path.read_text()) for stage in ("pretrain", "sft", "reward", "dpo", "ppo")
+    """Over the steps of every stage that trained, from their curve.json: its loss; of ppo the reward, the held-out model's too, and the KL."""
+    found = {path.parent.relative_to(config.run_dir): json.loads(path.read_text()) for stage in ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo")
              for path in sorted(stage_dir(config, stage).rglob("curve.json"))}
     if not found:
         return "<p>none</p>"
     figure, axes = plt.subplots(1, len(found), figsize=(2.6 * len(found), 2.4))
     for place, (name, curve) in zip([axes] if len(found) == 1 else axes, found.items(), strict=True):
-        place.plot([e["step"] for e in curve], [e["loss"] for e in curve], color="#2a7ab0")
+        for key, colour in (("loss", "#2a7ab0"), ("reward", "#8e5ea2"), ("held_out", "#c2a5cf"), ("kl", "#9aa0a6")) if "held_out" in curve[0] else (("loss", "#2a7ab0"),):
+            if key in curve[0]:
+                place.plot([e["step"] for e in curve], [e[key] for e in curve], color=colour, label=key)
+        if "held_out" in curve[0]:
+            place.legend(fontsize=7)
         place.set_title(str(name), fontsize=9)
         place.set_xlabel("step")
     return svg(figure)

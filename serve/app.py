@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from data_prep.hermes import OPEN, parse_reply
 from serve.engine import Completion, Engine
-from serve.hermes import OPEN, parse_reply
 from serve.protocol import ChatCompletionRequest, chunk, error, new_id, response, usage
 
 

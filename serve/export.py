@@ -23,7 +23,7 @@ from data_prep.artifacts import StageError, hash_file, outputs_hash, read_manife
 from data_prep.conversation import read_jsonl, truncate, write_json
 from data_prep.signoff import sentence
 
-LINEAGE = ("generate", "anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate")
+LINEAGE = ("generate", "anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo", "evaluate")
 
 
 def run(config) -> None:
@@ -56,7 +56,7 @@ def run(config) -> None:
 def _forced(config, decision: dict) -> str:
     if not config.export.force:
         raise StageError(f"no candidate may go out: {'; '.join(decision['reasons'])}. Mend that, or override with export.force=true (the model card will say so)")
-    trained = [name for name in ("ppo", "dpo", "sft") if (stage_dir(config, name) / "adapter").is_dir()]
+    trained = [name for name in ("ppo", "rloo", "dpo", "kto", "sft") if (stage_dir(config, name) / "adapter").is_dir()]
     if not trained:
         raise StageError("there is no adapter to export: run the stages sft and evaluate first")
     return trained[0]

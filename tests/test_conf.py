@@ -12,7 +12,7 @@ from conf.load import FOLDER, ConfigError, choices, load_config
 GROUPS = sorted(p.name for p in FOLDER.iterdir() if p.is_dir() and p.name not in ("__pycache__", "stage", "serve"))
 OPTIONS = [(group, option) for group in GROUPS for option in choices(group)]
 NEEDED = {**{("data", name): ["data.conversations=x.jsonl"] for name in ("csv", "intercom", "jsonl", "zendesk")}, ("data", "star"): ["data.root=x"], ("experiment", "star"): ["data.root=x"]}
-TRAINERS = {"pretrain": "transformers.TrainingArguments", "sft": "trl.SFTConfig", "reward": "trl.RewardConfig", "dpo": "trl.DPOConfig"}
+TRAINERS = {"pretrain": "transformers.TrainingArguments", "sft": "trl.SFTConfig", "reward": "transformers.TrainingArguments", "dpo": "trl.DPOConfig", "kto": "trl.KTOConfig", "rloo": "trl.RLOOConfig"}
 
 
 def test_there_are_options_to_test():

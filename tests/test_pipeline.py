@@ -16,14 +16,16 @@ import openai
 import pytest
 import yaml
 
+from conf.load import load_config
 from data_prep.conversation import read_jsonl
 from eval.verify import served
-from training.pipeline import STAGES, built
+from training.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["experiment=smoke", "generate.conversations=150", "model.vocab_size=600", "pretrain.drills=16", "pretrain.topic_drills=16", "pretrain.conversations=64", "pretrain.trainer.max_steps=3", "pretrain.trainer.per_device_train_batch_size=8",
-         "sft.trainer.max_steps=6", "sft.trainer.save_steps=1", "reward.trainer.max_steps=2", "dpo.trainer.max_steps=6", "dpo.trainer.save_steps=1",
+         "sft.trainer.max_steps=6", "sft.trainer.save_steps=1", "reward.trainer.max_steps=2", "dpo.trainer.max_steps=6", "dpo.trainer.save_steps=1", "ppo.steps=3", "ppo.episodes=6",
          "evaluate.conversations=6", "evaluate.seen_conversations=4", "export.parity_prompts=100", "export.force=true", "verify.conversations=2"]
+DEFAULT = load_config([]).stages
 pytestmark = pytest.mark.slow
 
 
@@ -35,7 +37,7 @@ def pipeline(run_dir: Path, *overrides: str, check: bool = True) -> subprocess.C
 
 def metrics(run_dir: Path) -> dict:
     """Everything that a run measured; times and paths left out."""
-    return {name: json.loads((run_dir / name).read_text()) for name in ("sft/metrics.json", "reward/metrics.json", "dpo/metrics.json", "evaluate/scorecard.json")}
+    return {name: json.loads((run_dir / name).read_text()) for name in ("sft/metrics.json", "reward/metrics.json", "dpo/metrics.json", "ppo/metrics.json", "ppo/curve.json", "evaluate/scorecard.json")}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def whole(tmp_path_factory):
 
 def test_every_stage_runs_and_says_one_line(whole):
     run_dir, made = whole
-    for name in built():
+    for name in DEFAULT:
         assert (run_dir / name / "manifest.json").is_file(), name
         assert any(f"] {name:<10} " in line and line.endswith(" s") for line in made.stdout.splitlines()), f"{name} has no summary"
     assert "stage        seconds  peak memory" in made.stdout
@@ -57,7 +59,7 @@ def test_the_same_again_skips_everything_quickly(whole):
     run_dir, _ = whole
     began = time.time()
     made = pipeline(run_dir)
-    assert made.stdout.count("current, skipped") == len(built())
+    assert made.stdout.count("current, skipped") == len(DEFAULT)
     assert time.time() - began < 10
 
 
@@ -98,16 +100,16 @@ def test_the_export_is_a_stock_folder_and_serves(whole):
 
 def test_release_says_what_was_served(whole):
     release = json.loads((whole[0] / "verify/release.json").read_text())
-    assert release["winner"] in ("sft", "dpo")
+    assert release["winner"] in ("sft", "dpo", "ppo")
     assert release["measured"]["success"]["n"] == 2
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo"])
 def test_a_killed_stage_resumes_to_the_same_metrics(whole, tmp_path, stage):
     run_dir, _ = whole
     copy = tmp_path / "killed"
     shutil.copytree(run_dir, copy)
-    order = built()
+    order = DEFAULT
     for name in order[order.index(stage):]:
         shutil.rmtree(copy / name)
     process = subprocess.Popen([sys.executable, "-m", "training.pipeline", *SMALL, f"run_dir={copy}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.artifacts import StageError, read_manifest, stage_output
-from data_prep.conversation import Conversation, Feedback, read_jsonl, write_jsonl
-from data_prep.prepare import duplicates, pairs, prompts, run, severities, split_of, unpaired
+from data_prep.conversation import Conversation, read_jsonl, write_jsonl
+from data_prep.prepare import duplicates, prompts, run, split_of
 from data_prep.statistics import paired_difference, wilson
 
 
@@ -40,46 +40,6 @@ def test_each_reply_becomes_a_row_and_what_follows_no_customer_does_not():
     rows = list(prompts(talk("a", messages=messages)))
     assert [(i, m["content"]) for i, _, m in rows] == [(2, "hello"), (3, "how can I help?")]
     assert all("drafts" not in m for _, p, m in rows for m in [*p, m]), "a draft is never shown to the model"
-
-
-MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good", "drafts": [{"id": "d1", "content": "bad"}]}]
-
-
-def rating(value: int, rater: str = "r", draft: str | None = None) -> Feedback:
-    return Feedback("a", "rating", rater, 1, draft, value)
-
-
-def test_pairs_compare_two_replies_to_one_prompt():
-    made = list(pairs(talk("a", messages=MESSAGES), [rating(5), rating(2, draft="d1")], {}, 1.0))
-    assert [(m["chosen"][0]["content"], m["rejected"][0]["content"], m["margin"]) for m in made] == [("good", "bad", 3.0)]
-    assert not list(pairs(talk("a", messages=MESSAGES), [rating(5), rating(4, draft="d1")], {}, 2.0)), "too small a gap is no preference"
-    assert not list(pairs(talk("a", messages=MESSAGES), [rating(5)], {}, 1.0)), "one rating is no pair"
-
-
-def test_a_severe_rater_does_not_turn_a_pair_around():
-    notes = [rating(3, "severe"), rating(4, "kind", "d1")]
-    assert next(pairs(talk("a", messages=MESSAGES), notes, {}, 0.5))["chosen"][0]["content"] == "bad"
-    made = next(pairs(talk("a", messages=MESSAGES), notes, {"severe": -1.5, "kind": 1.0}, 0.5))
-    assert made["chosen"][0]["content"] == "good"
-
-
-def test_severity_is_learned_and_shrunk_by_count():
-    ratings = [rating(2, "severe")] * 60 + [rating(4, "kind")] * 60 + [rating(1, "rare")]
-    learned = severities(ratings)
-    assert learned["severe"] < -0.7
-    assert learned["kind"] > 0.7
-    assert abs(learned["rare"]) < 0.3
-
-
-def test_an_edit_is_preferred_over_what_it_mends():
-    edit = Feedback("a", "edit", "r", 1, edit="better")
-    made = list(pairs(talk("a", messages=MESSAGES), [edit], {}, 1.0))
-    assert [(m["chosen"][0]["content"], m["rejected"][0]["content"], m["source"]) for m in made] == [("better", "good", "edit")]
-
-
-def test_a_thumb_on_the_conversation_goes_to_the_last_reply():
-    made = list(unpaired(talk("a", messages=MESSAGES), [Feedback("a", "thumb", "customer", thumb="down"), rating(4), rating(1, draft="d1")]))
-    assert [(m["message_index"], m.get("label"), m.get("rating")) for m in made] == [(1, False, None), (1, None, 4)]
 
 
 @pytest.fixture

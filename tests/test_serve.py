@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.conversation import tool_call
+from data_prep.hermes import parse_reply
 from serve.app import create_app, events, releasable
 from serve.engine import Completion
-from serve.hermes import parse_reply
 
 CALL = '<tool_call>{"name": "get_order", "arguments": {"order_number": "48213"}}</tool_call>'
 

@@ -157,7 +157,7 @@ def toy(tmp_path_factory):
 def toy_config(folder: Path, **changes):
     config = load_config([
         "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
-        "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
+        "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "ppo.steps=2", "ppo.episodes=8", "rloo.prompts=16", "rloo.trainer.max_steps=2", "kto.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
         "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
     config.fingerprint = {"seed": 0}
     return config
@@ -196,7 +196,7 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
     run_stages(toy, "generate", "anonymise", "prepare", "pretrain")
     base = stage_dir(toy, "pretrain") / "model"
     before = weights(base)
-    run_stages(toy, "sft", "reward", "dpo")
+    run_stages(toy, "sft", "reward", "dpo", "kto", "ppo", "rloo")
     assert all(torch.equal(before[k], v) for k, v in weights(base).items()), "the base must not move"
 
     sft = weights(stage_dir(toy, "sft") / "adapter")
@@ -209,20 +209,13 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
     assert all(not torch.equal(dpo[k], sft[k]) for k in sft if "lora_B" in k), "dpo starts from sft and moves on"
     assert not (stage_dir(toy, "dpo") / "adapter" / "ref").exists()
 
-    reward = weights(stage_dir(toy, "reward") / "adapter")
-    heads = [v for k, v in reward.items() if "score" in k]
-    assert heads, "the score head must be saved with the adapter"
-    assert float(heads[0].abs().max()) > 0
-
-
-@pytest.mark.slow
-def test_the_reward_model_starts_from_the_sft_adapter_whatever_its_rank(toy):
-    from training.models import load_tokenizer
-    from training.reward import start_from_sft
-
-    own = {name.replace(".default.", "."): value for name, value in start_from_sft(toy, load_tokenizer(toy)).named_parameters()}
-    for name, value in weights(require(toy, "sft", "test") / "adapter").items():
-        assert torch.equal(own[name], value), name
+    ppo = weights(stage_dir(toy, "ppo") / "adapter")
+    assert set(ppo) == set(sft)
+    assert any(not torch.equal(ppo[k], sft[k]) for k in sft), "ppo moves on from sft too"
+    kto, rloo = (weights(stage_dir(toy, name) / "adapter") for name in ("kto", "rloo"))
+    assert set(kto) == set(rloo) == set(sft)
+    for other in (kto, rloo):
+        assert any(not torch.equal(other[k], sft[k]) for k in sft)
 
 
 @pytest.mark.slow
@@ -273,7 +266,7 @@ def test_the_cheaper_loss_is_trls_loss(toy, tmp_path):
 def test_the_cheaper_head_of_dpo_is_trls_head(toy):
     from trl.trainer.utils import add_fused_lm_head
 
-    from training.dpo import add_head_of_labelled
+    from training.labelled import add_head_of_labelled
 
     ids = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
@@ -306,19 +299,6 @@ def test_packed_conversations_do_not_see_each_other(toy):
 
 
 @pytest.mark.slow
-def test_a_reward_does_not_depend_on_batch_or_padding(toy):
-    from training.models import load_tokenizer
-    from training.reward import load_scorer, score
-
-    tokenizer = load_tokenizer(toy)
-    model = PeftModel.from_pretrained(load_scorer(toy, tokenizer), require(toy, "reward", "test") / "adapter")
-    talks = [TALK, TALK[:5], TALK[:3]]
-    together = score(model, tokenizer, talks, 3)
-    alone = torch.cat([score(model, tokenizer, [t], 1) for t in talks])
-    assert torch.allclose(together, alone, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_training_never_reads_the_truth(tmp_path):
     """Without the truth files the same weights come out."""
     made = []
@@ -327,10 +307,10 @@ def test_training_never_reads_the_truth(tmp_path):
         run_stages(config, "generate")
         if not keep:
             (stage_dir(config, "generate") / "truth.jsonl").unlink()
-        run_stages(config, "anonymise", "prepare", "pretrain", "sft", "reward", "dpo")
-        made.append({stage: weights(stage_dir(config, stage) / "adapter") for stage in ("sft", "reward", "dpo")})
-    for stage in made[0]:
-        assert all(torch.equal(made[0][stage][k], made[1][stage][k]) for k in made[0][stage]), stage
+        run_stages(config, "anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "ppo")
+        made.append({place: weights(Path(config.run_dir) / place) for place in ("sft/adapter", "reward/members/0", "dpo/adapter", "ppo/adapter", "ppo/value")})
+    for place in made[0]:
+        assert all(torch.equal(made[0][place][k], made[1][place][k]) for k in made[0][place]), place
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
-"""Stage `dpo`: prefer what was preferred. The SFT adapter is the policy to train and, frozen, the reference.
+"""Stage `dpo`: prefer what was preferred. The SFT adapter is the policy to train and, frozen, the reference (arXiv:2305.18290).
 
 Taking the raw base as the reference is a known trap: it punishes what SFT has learned. TRL clones the adapter of a
-PeftModel as the reference, and saves it beside the policy; only the policy is kept here.
+PeftModel as the reference, and saves it beside the policy; only the policy is kept here. The reference's log-probs are computed
+once and cached. A pair with a wide gap between its ratings must be kept further apart (the offset of ODPO, arXiv:2402.10571).
 """
 
 from __future__ import annotations
 
-import functools
+import math
 import random
 import shutil
 from pathlib import Path
@@ -15,63 +16,72 @@ import torch
 import trl.trainer.dpo_trainer
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from data_prep.artifacts import StageError, stage_output
 from data_prep.conversation import write_json
-from training.models import IGNORE, in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+from training.labelled import add_head_of_labelled
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+
+PROBES = 64          # held-out prompts on which the lengths of replies are compared
+
+
+class OffsetDPOTrainer(DPOTrainer):
+    """TRL's DPOTrainer with an offset a pair: -logsigmoid(beta * (difference of log-ratios) - offset) (ODPO, arXiv:2402.10571).
+
+    The offset is put on the chosen reply's cached reference log-prob, which is the same thing, so `rewards/margins` are logged less the offset.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        plain = self.data_collator
+        self.data_collator = lambda examples: {**plain(examples), **({"offset": torch.tensor([e["offset"] for e in examples])} if "offset" in examples[0] else {})}
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "offset" not in self._signature_columns:
+            self._signature_columns.append("offset")
+
+    def compute_ref_log_probs(self, model, inputs):
+        return super().compute_ref_log_probs(model, {key: value for key, value in inputs.items() if key != "offset"})
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        inputs = dict(inputs)
+        inputs["ref_chosen_logps"] = inputs["ref_chosen_logps"] + inputs.pop("offset") / self.beta
+        return super()._compute_loss(model, inputs, return_outputs)
 
 
 def run(config) -> None:
-    tokenizer = load_tokenizer(config)
-    rows, too_long = preference_rows(config, tokenizer, "train")
+    tokenizer, settings = load_tokenizer(config), config.dpo
+    rows, too_long = preference_rows(config, tokenizer, "train", settings.max_pairs)
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
     with stage_output(config, "dpo") as out:
-        arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None, train_sampling_strategy="sequential")
+        arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
         order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
-        dataset = Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in order])
+        dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], settings.offset)} for row in order])
         if config.hardware.trainer.use_cpu:
             trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
-        trainer = DPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+        trainer = OffsetDPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         trainer.save_model(str(out / "adapter"))
         shutil.rmtree(out / "adapter" / "ref", ignore_errors=True)
-        fall = chosen_fall(curve)
-        if fall > config.dpo.max_chosen_drop:
-            print(f"warning: the chosen replies became less likely by {fall:.2f} nats per reply since the start. Likely cause: too high a learning rate or "
-                  "too low a beta. Next: dpo.trainer.learning_rate lower, or more of the sft loss in dpo.trainer.loss_weights", flush=True)
+        held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
+        model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
+        facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
+        model.set_adapter("ref")
+        facts["reply_tokens_sft"] = reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)
+        for line in alarms(facts, settings):
+            print(line, flush=True)
         accuracy = curve[-1].get("rewards/accuracies", float("nan"))
-        metrics = {"pairs": len(rows), "dropped_too_long": too_long, "loss": curve[-1]["loss"], "train_accuracy": accuracy, "chosen_fall": fall}
+        metrics = {"pairs": len(rows), "dropped_too_long": too_long, "loss": curve[-1]["loss"], "train_accuracy": accuracy, **facts}
         write_json(out / "metrics.json", metrics)
+        fall = facts["chosen_fall"]
         out.summary(f"{len(rows)} pairs → {accuracy:.2f} of training pairs preferred, chosen log-probs {'fell' if fall > 0 else 'rose'} by {abs(fall):.2f}; {too_long} too long", **metrics)
 
 
-def add_head_of_labelled(model, outputs: tuple[str, ...] = ("log_probs",)) -> None:
-    """TRL's `add_fused_lm_head` for a CPU, with the same values: TRL scores every position there, this one the labelled alone.
-
-    A position costs as much as a third of a tiny model, and a pair shares a long prompt. tests/test_training.py compares the two.
-    """
-    plain_forward = model.forward
-
-    @functools.wraps(type(model).forward)
-    def forward(*args, fused_lm_head=False, labels=None, **kwargs):
-        if not fused_lm_head:
-            return plain_forward(*args, **kwargs) if labels is None else plain_forward(*args, labels=labels, **kwargs)
-        hidden, labels = model.base_model(*args, **kwargs).last_hidden_state[:, :-1], labels[:, 1:]
-        mask = labels != IGNORE
-        logits = model.lm_head(hidden[mask]).float()
-        log_probs = logits.log_softmax(-1)
-        wanted = labels[mask]
-
-        def spread(values: torch.Tensor) -> torch.Tensor:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-        said = log_probs.gather(-1, wanted[:, None])[:, 0]
-        return FusedCausalLMOutput(loss=-said.mean(), log_probs=spread(said), entropy=spread(-(log_probs.exp() * log_probs).sum(-1)),
-                                   mean_logits=spread(logits.detach().mean(-1)), is_top1=spread(logits.argmax(-1) == wanted), label_mask=mask)
-
-    model.forward = forward
+def offset_of(gap: float, scale: float) -> float:
+    """How much further apart than none a pair is to be kept, by the gap of its ratings in corrected stars: scale * log(1 + gap)."""
+    return scale * math.log1p(max(0.0, gap))
 
 
 def chosen_fall(curve: list[dict]) -> float:
@@ -81,3 +91,26 @@ def chosen_fall(curve: list[dict]) -> float:
     """
     logged = [entry["logps/chosen"] for entry in curve if "logps/chosen" in entry]
     return logged[0] - logged[-1] if len(logged) > 1 else 0.0
+
+
+@torch.no_grad()
+def reply_tokens(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int) -> float:
+    """Mean length in tokens of the greedy replies to some prompts, under the active adapter."""
+    model.eval()
+    ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"] for prompt in prompts]
+    batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
+    made = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    return float((made[:, batch["input_ids"].shape[1]:] != tokenizer.pad_token_id).sum(1).float().mean())
+
+
+def alarms(facts: dict, settings) -> list[str]:
+    """What went wrong, each with its likely cause and what to do next."""
+    found = []
+    if facts["chosen_fall"] > settings.max_chosen_drop:
+        found.append(f"warning: the chosen replies became less likely by {facts['chosen_fall']:.2f} nats per reply since the start. Likely cause: too high a learning rate or "
+                     "too low a beta. Next: dpo.trainer.learning_rate lower, or more of the sft loss in dpo.trainer.loss_weights")
+    before, after = facts["reply_tokens_sft"], facts["reply_tokens"]
+    if not 1 / settings.max_length_drift <= after / max(before, 1e-9) <= settings.max_length_drift:
+        found.append(f"warning: replies to held-out prompts went from {before:.1f} to {after:.1f} tokens. Likely cause: chosen replies are {'longer' if after > before else 'shorter'} than "
+                     "rejected ones, and length was learned. Next: dpo.trainer.loss_type=[sigmoid_norm,sft], which counts per token")
+    return found

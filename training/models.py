@@ -171,25 +171,26 @@ def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random
     return [example for batch in [*batches, rest] for example in batch]
 
 
-def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[list[dict], int]:
-    """Pairs for TRL's reward and DPO trainers, prompts cut as in serving; (rows, how many were too long and dropped).
+def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str, most: int | None = None) -> tuple[list[dict], int]:
+    """Pairs for TRL's trainers, prompts cut as in serving; (rows, how many were too long and dropped). Of more than `most` a random part.
 
     TRL would drop over-long pairs without a word, so they are cut or counted here.
     """
     rows, dropped = [], 0
-    for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl"):
+    every = [row for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl")]
+    for row in every if most is None or len(every) <= most else random.Random(config.seed).sample(every, most):
         longest = max((row["chosen"], row["rejected"]), key=lambda c: count_tokens(tokenizer, row["prompt"] + c))
         cut = truncate(row["prompt"] + longest, config.model.max_tokens, lambda m: count_tokens(tokenizer, m))
         tokens = count_tokens(tokenizer, cut)
         if tokens > config.model.max_tokens:
             dropped += 1
             continue
-        rows.append({"prompt": [_plain(m) for m in cut[:-1]], "chosen": [_plain(m) for m in row["chosen"]],
-                     "rejected": [_plain(m) for m in row["rejected"]], "margin": row["margin"], "tokens": tokens})
+        rows.append({"prompt": [plain(m) for m in cut[:-1]], "chosen": [plain(m) for m in row["chosen"]],
+                     "rejected": [plain(m) for m in row["rejected"]], "margin": row["margin"], "tokens": tokens})
     return rows, dropped
 
 
-def _plain(message: dict) -> dict:
+def plain(message: dict) -> dict:
     """A message whose keys are always the same, so that Arrow gives every row one schema."""
     return {"role": message["role"], "content": message["content"], "tool_calls": message.get("tool_calls") or []}
 
@@ -223,24 +224,6 @@ def track(config, stage: str) -> None:
                       WANDB_RUN_ID=identity, WANDB_RESUME="allow", WANDB_JOB_TYPE=stage, WANDB_DIR=config.run_dir)
 
 
-class LossOfLabelled:
-    """The trainers' loss, with logits of labelled positions only: on a CPU those of all the others cost more than the model.
-
-    A mix-in before transformers' or TRL's trainer. No attention mask is passed: padding stands on the right, where causal
-    attention never looks, and packed sequences are kept apart by their positions. Same value as theirs (tests/test_training.py).
-    """
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        network = self.accelerator.unwrap_model(model)
-        network = network.get_base_model() if isinstance(network, PeftModel) else network
-        hidden = network.model(**{key: inputs[key] for key in ("input_ids", "position_ids") if key in inputs}).last_hidden_state
-        labels = inputs["labels"][:, 1:]
-        learned = labels != IGNORE
-        total = torch.nn.functional.cross_entropy(network.lm_head(hidden[:, :-1][learned]).float(), labels[learned], reduction="sum")
-        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-
 class StopOnNan(TrainerCallback):
     """Stop at once when the loss is no number: every step after it is wasted."""
 
@@ -260,7 +243,7 @@ class Bar(ProgressCallback):
         self.on_predict(args, state, control)
 
 
-def last_checkpoint(checkpoints: Path) -> str | None:
+def last_checkpoint(checkpoints: Path, written_last: str = "trainer_state.json") -> str | None:
     """The newest checkpoint that was written to its end; one that a kill cut short is removed.
 
     The Trainer writes trainer_state.json after everything else, and removes the checkpoint before it only then.
@@ -268,7 +251,7 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     whole = []
     for folder in checkpoints.glob("checkpoint-*"):
         try:
-            json.loads((folder / "trainer_state.json").read_text())
+            json.loads((folder / written_last).read_text())
             whole.append(folder)
         except (OSError, ValueError):
             shutil.rmtree(folder)

@@ -25,7 +25,8 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 
 from data_prep.artifacts import ROOT, require, stage_output
 from data_prep.conversation import read_jsonl
-from training.models import IGNORE, LossOfLabelled, conversations_of, encode, in_batches_of_like_length, train, trainer_arguments
+from training.labelled import LossOfLabelled
+from training.models import IGNORE, conversations_of, encode, in_batches_of_like_length, train, trainer_arguments
 from training.practice import argument_values, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

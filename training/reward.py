@@ -1,92 +1,257 @@
-"""Stage `reward`: learn what ratings prefer. LoRA and a score head over the base, Bradley-Terry with margins.
+"""Stage `reward`: learn what ratings prefer. Several LoRA adapters with a score head each, on one base.
 
-    reward/adapter/ with its score head     reward/calibration.json     reward/metrics.json
+    reward/members/0 … n     adapters, each with a head (training/adapters.py): their mean, less their spread, is the reward
+    reward/held_out/         one more, taught by other conversations, that no policy is trained against: is a rising reward real?
+    reward/calibration.json  each model's mean and spread, and the temperature that makes sigmoid((r - r') / T) the chance that r is better
+    reward/gate.json         what must hold before a policy may be trained against it, and whether it does
 
-The reward model starts from the SFT adapter, is centred, and after saving is
-loaded again and must give the same scores: a score head that is silently not saved is a known trap (it happens with any
-other task type than SEQ_CLS).
+A model learns from pairs (Bradley-Terry, with the gap in corrected stars as margin) and from single ratings (ordered logit: learned cut
+points between the stars, shifted by what rater and ticket add), so that an archive with one reply per prompt can teach one too. Each starts
+from the SFT adapter and goes on writing the good replies while it learns to judge (arXiv:2406.10216): what it reads for the one it judges by.
+A conversation is one tree (training/trees.py): its history is read once for all its replies and drafts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from collections import defaultdict
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights
-from transformers import AutoModelForSequenceClassification
-from trl import RewardConfig, RewardTrainer
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 from data_prep.artifacts import StageError, require, stage_output
-from data_prep.conversation import write_json
-from data_prep.statistics import wilson
-from training.models import in_batches_of_like_length, load_base, load_tokenizer, preference_rows, train, trainer_arguments
+from data_prep.conversation import Message, read_jsonl, write_json
+from training.adapters import HEAD, Head, OneBase, index, log_probs_of
+from training.ensemble import adapter_name, leaf, load_rewards
+from training.models import load_base, load_tokenizer, train, trainer_arguments
+from training.reward_gate import Judged, judge
+from training.trees import collate, grow
 
-
-def load_scorer(config, tokenizer):
-    """The base with one score per sequence, read at the last real token."""
-    model = load_base(config, AutoModelForSequenceClassification, num_labels=1)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    torch.nn.init.zeros_(model.score.weight)
-    return model
-
-
-@torch.no_grad()
-def score(model, tokenizer, conversations: list[list[dict]], batch_size: int = 32) -> torch.Tensor:
-    """One reward per conversation, shape (N,), padded on the right so that padding cannot change a score."""
-    model.eval()
-    rewards = []
-    for start in range(0, len(conversations), batch_size):
-        ids = [tokenizer.apply_chat_template(c, return_dict=True)["input_ids"] for c in conversations[start:start + batch_size]]
-        batch = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(model.device)
-        rewards.append(model(**batch).logits[:, 0].float().cpu())
-    return torch.cat(rewards)
+STARS = 5
+GOOD = 4             # corrected stars from which on a reply is one to go on writing
+LEARNED = "learned.safetensors"
+PROBES = 8          # conversations that a saved model must score as the trained one did
 
 
 def run(config) -> None:
-    tokenizer = load_tokenizer(config)
-    rows, dropped = {}, 0
+    tokenizer, settings = load_tokenizer(config), config.reward
+    judged, dropped = {}, 0
     for split in ("train", "validation", "test"):
-        rows[split], too_long = preference_rows(config, tokenizer, split)
+        judged[split], too_long = read(config, tokenizer, split)
         dropped += too_long
-    held_out = rows["validation"] + rows["test"]
-    if not rows["train"]:
-        raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    model = start_from_sft(config, tokenizer)
+    check(judged["train"])
+    others, *rest = deal(judged["train"], settings.members + 1)
+    names, parts = [f"members/{k}" for k in range(settings.members)] + ["held_out"], [[one for part in rest for one in part]] * settings.members + [others]
     with stage_output(config, "reward") as out:
-        # One template for both sides, and the pair's own margin; nothing is cut here, preference_rows has done it.
-        arguments = trainer_arguments(config, "reward", Path(out), RewardConfig, max_length=None, train_sampling_strategy="sequential")
-        order = in_batches_of_like_length(rows["train"], arguments.per_device_train_batch_size, random.Random(config.seed))
-        trainer = RewardTrainer(model, arguments, train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k != "tokens"} for row in order]), processing_class=tokenizer)
-        curve = train(trainer, Path(out))
-        model.save_pretrained(out / "adapter")
-        tokenizer.save_pretrained(out / "adapter")
-        metrics = {"loss": curve[-1]["loss"], "pairs": len(rows["train"]), "dropped_too_long": dropped, "held_out_pairs": len(held_out)}
-        if held_out:
-            chosen = score(model, tokenizer, [r["prompt"] + r["chosen"] for r in held_out])
-            rejected = score(model, tokenizer, [r["prompt"] + r["rejected"] for r in held_out])
-            check_reload(config, tokenizer, out / "adapter", held_out[:16], chosen[:16])
-            right = int((chosen > rejected).sum())
-            low, high = wilson(right, len(held_out))
-            both = torch.cat([chosen, rejected])
-            metrics |= {"accuracy": {"value": right / len(held_out), "low": low, "high": high, "n": len(held_out)}}
-            write_json(out / "calibration.json", {"mean": float(both.mean()), "std": float(both.std())})
+        base = load_base(config)
+        curves = [learn(config, tokenizer, base, part, Path(out) / name, config.seed + k) for k, (name, part) in enumerate(zip(names, parts, strict=True))]
+        del base
+        model = load_rewards(config, tokenizer, Path(out))
+        check_reload(model, Path(out), names, parts)
+        found = judge(model, [*judged["validation"], *judged["test"]], judged["train"], settings)
+        write_json(out / "calibration.json", found["calibration"])
+        write_json(out / "gate.json", found["gate"])
+        count = sum(len(j.pairs) for j in judged["train"]), sum(len(j.ratings) for j in judged["train"])
+        metrics = {"pairs": count[0], "ratings": count[1], "dropped_too_long": dropped, "loss": [curve[-1]["loss"] for curve in curves], **found["metrics"]}
         write_json(out / "metrics.json", metrics)
-        accuracy = f"{metrics['accuracy']['value']:.2f} [{low:.2f}, {high:.2f}] of {len(held_out)} held-out pairs right" if held_out else "no held-out pair to judge it by"
-        out.summary(f"{len(rows['train'])} pairs → {accuracy}; {dropped} too long", **metrics)
+        out.summary(f"{count[0]} pairs and {count[1]} ratings → {found['line']}; {dropped} too long", **metrics)
 
 
-def start_from_sft(config, tokenizer) -> PeftModel:
-    """A scorer under a LoRA of the SFT adapter's own shape and weights, so that scoring starts from what SFT can read.
+# ---------------------------------------------------------------------------------------------------------------------
+# Judgements → trees
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
+    """What was judged in a split, a tree a conversation, and how many judgements were dropped because their reply is too long.
+
+    Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
+    """
+    folder, sources, dropped = require(config, "prepare", "reward"), config.reward.sources, 0
+    pairs, ratings = defaultdict(list), defaultdict(list)
+    for _, row in read_jsonl(folder / f"preferences/{split}.jsonl"):
+        pairs[row["conversation_id"]].append(row)
+    for _, row in read_jsonl(folder / f"unpaired/{split}.jsonl"):
+        if row["by"] == "agent" and "rating" in row:
+            ratings[row["conversation_id"]].append(row)
+    found = []
+    for name in dict.fromkeys([*pairs, *ratings]):
+        sequences: dict[tuple[int, ...], int] = {}
+        lengths: list[int] = []
+
+        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths) -> int | None:
+            made = leaf(tokenizer, prompt, reply, config.model.max_tokens)
+            if made is None:
+                return None
+            if tuple(made[0]) not in sequences:
+                lengths.append(made[1])
+            return sequences.setdefault(tuple(made[0]), len(sequences))
+
+        both = [(place(row["prompt"], row["chosen"][0]), place(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
+        one = [(place(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
+        kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
+        rated = [(at, row) for at, row in one if at is not None]
+        dropped += len(both) - len(kept) + len(one) - len(rated)
+        if kept or rated:
+            found.append(Judged(grow(sequences), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                                [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), "")))
+    return found, dropped
+
+
+def check(judged: list[Judged]) -> None:
+    """Raises: StageError where nothing can be learned, with what to collect."""
+    if not any(j.pairs or j.ratings for j in judged):
+        raise StageError("there is neither a preference pair nor an agent's rating: collect ratings of replies (1 to 5), or edits, or ratings of two drafts for one prompt (see the README, Your own data)")
+    stars = {stars for j in judged for _, stars, _ in j.ratings}
+    if not any(j.pairs for j in judged) and len(stars) < 2:
+        raise StageError(f"all ratings are {stars.pop()}: nothing tells good replies from bad ones; collect ratings that differ, or edits")
+
+
+def deal(judged: list[Judged], parts: int) -> list[list[Judged]]:
+    """The conversations in equal parts that share none, always the same way."""
+    ordered = sorted(judged, key=lambda j: hashlib.sha256(repr(j.tree.ids).encode()).digest())
+    return [ordered[k::parts] for k in range(parts)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ordered_logit(rewards: torch.Tensor, stars: torch.Tensor, shift: torch.Tensor, cuts: torch.Tensor) -> torch.Tensor:
+    """-log P(stars) of each rating, (N,): P(at most k stars) = sigmoid(cut_k - reward - shift) (McCullagh 1980; arXiv:2603.02232).
+
+    `cuts` are the first cut point and the logs of the steps to the next ones, so that they stay in order.
+    """
+    at = torch.cat([cuts[:1], cuts[:1] + cuts[1:].exp().cumsum(0)])
+    below = torch.cat([at.new_tensor([-1e4]), at, at.new_tensor([1e4])])
+    latent = rewards + shift
+    upper, lower = torch.sigmoid(below[stars] - latent), torch.sigmoid(below[stars - 1] - latent)
+    return -torch.log((upper - lower).clamp_min(1e-7))
+
+
+class RewardModel(torch.nn.Module):
+    """An adapter with its head and what only learning needs: the cut points between the stars, and how much a star of severity shifts a reward."""
+
+    def __init__(self, network: PeftModel):
+        super().__init__()
+        self.network, self.head = network, Head(network.config.hidden_size).to(network.device)
+        self.cuts = torch.nn.Parameter(torch.tensor([-2.0] + [0.0] * (STARS - 2)))       # at -2, -1, 0 and 1
+        self.shift = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens: dict, ends: torch.Tensor, said: torch.Tensor, **_) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rewards of the replies (L,), log-probs of their tokens (N,)): see `index`."""
+        network = self.network.get_base_model()
+        hidden = network.model(**tokens).last_hidden_state
+        log_probs, _ = log_probs_of(hidden, network.lm_head, said)
+        return self.head(hidden[ends[:, 0], ends[:, 1]], log_probs, said[:, 3]), log_probs
+
+    def gradient_checkpointing_enable(self, **settings) -> None:
+        self.network.enable_input_require_grads()
+        self.network.gradient_checkpointing_enable(**settings)
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+class RewardLearner(Trainer):
+    """transformers' Trainer with Bradley-Terry and margins over pairs, ordered logit over single ratings, and the loss of writing the good replies."""
+
+    def __init__(self, *args, settings, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.settings = settings
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        rewards, log_probs = model(inputs["tokens"], inputs["ends"], inputs["said"])
+        better, worse, gaps = inputs["pairs"]
+        at, stars, offsets = inputs["ratings"]
+        good = inputs["good"][inputs["said"][:, 3]]
+        loss = -self.settings.language * log_probs[good].sum() / max(1, int(good.sum()))
+        if len(better):
+            loss = loss - torch.nn.functional.logsigmoid(rewards[better] - rewards[worse] - self.settings.margin * gaps).mean()
+            loss = loss + self.settings.centre * (rewards[better] + rewards[worse]).square().mean()
+        if len(at):
+            learned = self.accelerator.unwrap_model(model)
+            loss = loss + ordered_logit(rewards[at], stars, learned.shift * offsets, learned.cuts).mean()
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(self.accelerator.unwrap_model(self.model).learned(), Path(output_dir) / LEARNED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self.accelerator.unwrap_model(self.model).load_state_dict(load_file(Path(resume_from_checkpoint) / LEARNED), strict=False)
+
+
+def batch(judged: list[Judged], pad: int) -> dict:
+    """A batch of conversations for RewardLearner: `tokens`, `ends` and `said` (see `index`), pairs and ratings by number of reply, and which replies are good."""
+    first, pairs, ratings, good = 0, [], [], set()
+    for one in judged:
+        pairs += [(first + better, first + worse, gap) for better, worse, gap in one.pairs]
+        ratings += [(first + at, stars, offset) for at, stars, offset in one.ratings]
+        first += len(one.tree.leaves)
+    good = {better for better, _, _ in pairs} | {at for at, stars, offset in ratings if stars - offset >= GOOD}
+
+    def columns(rows: list[tuple], *kinds: torch.dtype) -> list[torch.Tensor]:
+        return [torch.tensor([r[k] for r in rows], dtype=kind) for k, kind in enumerate(kinds)]
+
+    return {"tokens": collate([one.tree for one in judged], pad), **index([one.tree for one in judged], [one.replies() for one in judged]),
+            "pairs": columns(pairs, torch.long, torch.long, torch.float32), "ratings": columns(ratings, torch.long, torch.long, torch.float32),
+            "good": torch.tensor([reply in good for reply in range(first)])}
+
+
+def learn(config, tokenizer, base, judged: list[Judged], folder: Path, seed: int) -> list[dict]:
+    """Train one reward model and save it with its head; a finished one is not trained again. Returns its curve."""
+    if (folder / "probe.json").is_file():
+        return json.loads((folder / "curve.json").read_text())
+    model = RewardModel(start_from_sft(config, base))
+    arguments = trainer_arguments(config, "reward", folder, TrainingArguments, remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
+    trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
+                            data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)
+    curve = train(trainer, folder)
+    model.network.save_pretrained(folder)
+    save_file({key: value.cpu() for key, value in model.head.state_dict().items()}, folder / HEAD)
+    with torch.no_grad():
+        probe = trainer._prepare_inputs(batch(judged[:PROBES], tokenizer.pad_token_id))
+        write_json(folder / "probe.json", model.eval()(probe["tokens"], probe["ends"], probe["said"])[0].tolist())
+    model.network.unload()
+    return curve
+
+
+def check_reload(model: OneBase, out: Path, names: list[str], parts: list[list[Judged]]) -> None:
+    """Raises: StageError when a saved reward model scores otherwise than the trained one did: a head that is silently not saved is a known trap."""
+    for name, part in zip(names, parts, strict=True):
+        probes = part[:PROBES]
+        scores = torch.cat(model.scores(adapter_name(name), [one.tree for one in probes], [one.replies() for one in probes]))
+        apart = (scores - torch.tensor(json.loads((out / name / "probe.json").read_text()))).abs().max()
+        if apart > 1e-3 * max(1.0, float(scores.abs().max())):
+            raise StageError(f"{out / name} scores differently after loading (by {apart:.4f}): was its head saved?")
+
+
+def order(judged: list[Judged], size: int, rng: random.Random) -> list[Judged]:
+    """Batches of like length in random order, so that little is padding."""
+    judged = rng.sample(judged, len(judged))
+    near = [sorted(judged[i:i + 16 * size], key=lambda j: len(j.tree.ids)) for i in range(0, len(judged), 16 * size)]
+    batches = [some[i:i + size] for some in near for i in range(0, len(some), size)]
+    rng.shuffle(batches)
+    return [one for some in batches for one in some]
+
+
+def start_from_sft(config, base) -> PeftModel:
+    """A LoRA of the SFT adapter's own shape and weights on the base, so that judging starts from what SFT can read.
 
     Raises: StageError where a weight of the SFT adapter finds no place.
     """
     folder = require(config, "sft", "reward") / "adapter"
     lora = LoraConfig.from_pretrained(folder)
-    lora.task_type, lora.inference_mode = "SEQ_CLS", False
-    model = get_peft_model(load_scorer(config, tokenizer), lora)
+    lora.inference_mode = False
+    model = get_peft_model(base, lora)
     own = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for name, weight in load_peft_weights(str(folder), device="cpu").items():
@@ -94,11 +259,3 @@ def start_from_sft(config, tokenizer) -> PeftModel:
                 raise StageError(f"{folder} has {name}, which the reward model lacks: was the adapter made for another model?")
             own[name].copy_(weight)
     return model
-
-
-def check_reload(config, tokenizer, adapter: Path, rows: list[dict], expected: torch.Tensor) -> None:
-    """Raises: StageError when the saved reward model scores differently from the trained one."""
-    again = PeftModel.from_pretrained(load_scorer(config, tokenizer), adapter)
-    scores = score(again, tokenizer, [r["prompt"] + r["chosen"] for r in rows])
-    if not torch.allclose(scores, expected, atol=1e-4):
-        raise StageError(f"the saved reward model scores differently after loading (by {(scores - expected).abs().max():.4f}): its score head was not saved; look at the adapter's task type")

@@ -18,7 +18,8 @@ from trl import SFTConfig, SFTTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
-from training.models import LossOfLabelled, in_batches_of_like_length, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+from training.labelled import LossOfLabelled
+from training.models import in_batches_of_like_length, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
 
 
 class CpuSFTTrainer(LossOfLabelled, SFTTrainer):

@@ -10,7 +10,9 @@ severity rate messages and drafts. Out come `conversations.jsonl`, `feedback.jso
 from __future__ import annotations
 
 import datetime
+import json
 import random
+import re
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,16 +26,18 @@ from data_prep.conversation import tool_call, write_jsonl
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 DAYS = 270
 QUALITY = {("right", "kind"): 1.0, ("right", "curt"): 0.75, ("wrong", "kind"): 0.2, ("wrong", "curt"): 0.1}
+_number = re.compile(r"\d+")
 
 
 class ScriptedAgent:
     """A person of the archive: knows the scenario's steps and does them in a style, or out of habit something else.
 
-    `drafts` asks the agent what a colleague would have written in its place, for a second draft.
+    Beside each message stands what a colleague would have written in its place, for a second draft.
     """
 
     def __init__(self, world: World, profile: dict, rng: random.Random):
         self.world, self.style, self.rng = world, profile["style"], rng
+        self.colleague = random.Random(rng.random())       # of its own, so that how drafts are made changes nothing of what was sent
         scenario = world.scenario
         self.habits = {habit for habit, chance in profile["habits"].items() if rng.random() < chance}
         self.steps = [(step, "right") for step in scenario["steps"]]
@@ -62,14 +66,9 @@ class ScriptedAgent:
         if self.at == len(self.steps):
             return None
         (step, rightness), self.at = self.steps[self.at], self.at + 1
-        message = self._message(step, self.style)
+        message = self._message(step, self.style, self.rng)
         truth = {"act": " ".join(step), "quality": QUALITY[rightness, self.style]}
-        other = self._other(step, rightness)
-        if other is None:
-            return message, truth, None
-        other_step, other_rightness, other_style = other
-        draft = {**self._message(other_step, other_style), "truth": {"act": " ".join(other_step), "quality": QUALITY[other_rightness, other_style]}}
-        return message, truth, None if draft["content"] == message["content"] and draft.get("tool_calls") == message.get("tool_calls") else draft
+        return message, truth, self._draft(step, rightness, message, customer)
 
     def _is_needless(self, entry: tuple, customer: Customer) -> bool:
         (verb, thing), rightness = entry
@@ -77,31 +76,92 @@ class ScriptedAgent:
             return thing in customer.given and rightness == "right"
         return (verb, thing) == ("say", "stay_firm") and customer.state != "insisted"
 
-    def _other(self, step: tuple, rightness: str) -> tuple | None:
-        """What a colleague would do here: the right step for a wrong one, somebody's habit for a right one, or another style."""
-        swaps = self.world.scenario["habits"].values()
-        key = " ".join(step)
+    def _draft(self, step: tuple, rightness: str, message: dict, customer: Customer) -> dict | None:
+        """What a colleague would have sent here, with its truth: for a wrong step the right one; for a right one somebody's habit, what would be
+        right in a case that looks alike, a question that was answered, a slip of the pen, or the same in another style. None where it would be the same."""
+        rng, style = self.colleague, self.colleague.choice(["kind", "curt"])
         if rightness == "wrong":
-            original = next((k for s in swaps for k, steps in s.items() if step == steps[0]), None)
-            if original is None:
-                return None
-            return tuple(original.split(" ", 1)), "right", self.rng.choice(["kind", "curt"])
-        tempting = [s[key][0] for s in swaps if key in s]
-        if tempting and self.rng.random() < 0.6:
-            return self.rng.choice(tempting), "wrong", self.rng.choice(["kind", "curt"])
-        return (step, "right", "curt" if self.style == "kind" else "kind") if step[0] != "call" else None
+            original = self._instead_of(step)
+            acts = [((original, "right", False), 1)] if original else []
+        else:
+            asked = ("ask", rng.choice(sorted(customer.given))) if customer.given else None
+            acts = [((other, "wrong", False), weight) for other, weight in ((self._tempting(step), 5), (self._mistaken(step), 5), (asked, 1)) if other]
+            acts += [((step, "wrong", True), 1), ((step, "right", False), 1)]
+        if not acts:
+            return None
+        other, rightness, slips = rng.choices([act for act, _ in acts], [weight for _, weight in acts])[0]
+        draft = self._message(other, style, rng)
+        if slips:
+            draft = slip(draft, self.world, rng)
+        truth = {"act": " ".join(other) + (", with a slip" if slips else ""), "quality": QUALITY[rightness, style]}
+        is_same = draft is None or (draft["content"], _asked(draft)) == (message["content"], _asked(message))
+        return None if is_same else {**draft, "truth": truth}
 
-    def _message(self, step: tuple[str, str], style: str) -> dict:
+    def _instead_of(self, step: tuple) -> tuple | None:
+        """The scenario's own step, where this one is a habit's; after a question asked twice what comes next."""
+        after = self.steps[self.at][0] if step[0] == "ask" and self.at < len(self.steps) else None
+        return next((tuple(key.split(" ", 1)) for swaps in self.world.scenario["habits"].values() for key, steps in swaps.items() if step == steps[0]), after)
+
+    def _tempting(self, step: tuple) -> tuple | None:
+        swaps = [swaps[" ".join(step)][0] for swaps in self.world.scenario["habits"].values() if " ".join(step) in swaps]
+        return self.colleague.choice(swaps) if swaps else None
+
+    def _mistaken(self, step: tuple) -> tuple | None:
+        """What comes here in another case of the same intent that went alike so far: who looks badly takes one for the other."""
+        mine = self.world.scenario
+        place = mine["steps"].index(step)
+        alike = [s["steps"][place] for s in self.world.pack.scenarios if s["intent"] == mine["intent"] and s["steps"][:place] == mine["steps"][:place] and len(s["steps"]) > place]
+        others = [other for other in alike if other != step]
+        return self.colleague.choice(others) if others else None
+
+    def _message(self, step: tuple[str, str], style: str, rng: random.Random) -> dict:
         verb, thing = step
         world = self.world
         phrases = world.pack.phrases[world.language]
         if verb == "call":
             return {"role": "assistant", "content": "", "tool_calls": [tool_call(thing, tool_arguments(world, thing))]}
-        sentence = say(phrases["agent"][style][{"ask": f"ask_{thing}", "handoff": f"handoff_{thing}"}.get(verb, thing)], world.state, self.rng)
+        sentence = say(phrases["agent"][style][{"ask": f"ask_{thing}", "handoff": f"handoff_{thing}"}.get(verb, thing)], world.state, rng)
         message = {"role": "assistant", "content": sentence}
         if verb == "handoff":
             message["tool_calls"] = [tool_call("transfer_to_human", {"reason": thing, "summary": phrases["summaries"][thing]})]
         return message
+
+
+def _asked(message: dict) -> list:
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []]
+
+
+def slip(message: dict, world: World, rng: random.Random) -> dict | None:
+    """The same message with one thing wrong: a number in its text, or an argument of its tool call. None where there is nothing to get wrong."""
+    if not message.get("tool_calls"):
+        numbers = list(_number.finditer(message["content"]))
+        if not numbers:
+            return None
+        place = rng.choice(numbers)
+        return {**message, "content": message["content"][:place.start()] + _another(place.group(), rng) + message["content"][place.end():]}
+    function = message["tool_calls"][0]["function"]
+    arguments = json.loads(function["arguments"])
+    known = [key for key in arguments if key in world.pack.company["arguments"]]
+    if not known:
+        return None
+    key = rng.choice(known)
+    if isinstance(arguments[key], int) or _number.search(arguments[key]):
+        wrong = _number.sub(lambda m: _another(m.group(), rng), str(arguments[key]))
+        arguments[key] = int(wrong) if isinstance(arguments[key], int) else wrong
+    else:
+        arguments[key] = draw_world(world.pack, rng.choice(world.pack.scenarios), world.language, "seen", rng).slot(key)
+    return {**message, "tool_calls": [tool_call(function["name"], arguments)]}
+
+
+def _another(number: str, rng: random.Random) -> str:
+    """A number of as many digits: one digit mistyped, or two swapped."""
+    digits = list(number)
+    place = rng.randrange(len(digits))
+    if len(digits) > 1 and place and digits[place] != digits[place - 1] and digits[place] != "0" and rng.random() < 0.3:
+        digits[place], digits[place - 1] = digits[place - 1], digits[place]
+    else:
+        digits[place] = rng.choice([d for d in "123456789" if d != digits[place]])
+    return "".join(digits)
 
 
 def tool_arguments(world: World, tool: str) -> dict:
@@ -153,20 +213,20 @@ def _user(texts: list[str]) -> list[dict]:
 
 
 def rate(conversation: dict, truth: list[dict], customer: Customer, raters: list[dict], rng: random.Random, pack: Pack, world: World) -> list[dict]:
-    """Feedback on one conversation: ratings of messages and drafts, now and then an edit, and the customer's thumb."""
+    """Feedback on one conversation: ratings of messages and drafts, now and then by two, sometimes an edit, and the customer's thumb."""
     feedback = []
     drafted = {note["message_index"] for note in truth if "draft_id" in note}
     for note in truth:
-        if rng.random() > (0.85 if note["message_index"] in drafted else 0.3):
+        if rng.random() > (0.95 if note["message_index"] in drafted else 0.3):
             continue
-        rater = rng.choices(raters, [r["share"] for r in raters])[0]
-        stars = round(1 + 4 * note["quality"] + rater["severity"] + rng.gauss(0, rater["noise"]))
-        place = {"conversation_id": conversation["id"], "message_index": note["message_index"], "rater_id": rater["id"]}
-        place |= {"draft_id": note["draft_id"]} if "draft_id" in note else {}
-        feedback.append({**place, "kind": "rating", "rating": min(5, max(1, stars))})
+        place = {"conversation_id": conversation["id"], "message_index": note["message_index"]} | ({"draft_id": note["draft_id"]} if "draft_id" in note else {})
+        first, second = rng.choices(raters, [r["share"] for r in raters], k=2)
+        for rater in [first, second] if rng.random() < 0.1 and second is not first else [first]:
+            stars = round(1 + 4 * note["quality"] + rater["severity"] + rng.gauss(0, rater["noise"]))
+            feedback.append({**place, "rater_id": rater["id"], "kind": "rating", "rating": min(5, max(1, stars))})
         better = _better_text(note, world, pack, rng)
         if better and "draft_id" not in note and rng.random() < 0.5:
-            feedback.append({**place, "kind": "edit", "edit": better})
+            feedback.append({**place, "rater_id": first["id"], "kind": "edit", "edit": better})
     if rng.random() < 0.5:
         feedback.append({"conversation_id": conversation["id"], "rater_id": "customer", "kind": "thumb",
                          "thumb": "up" if customer.state in ("satisfied", "handed_off") else "down"})

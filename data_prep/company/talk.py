@@ -1,0 +1,48 @@
+"""A conversation of a company pack's scripted customer with whoever answers: evaluation measures in it, and PPO rolls out in it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from data_prep.company.customers import Customer
+from data_prep.company.pack import Pack
+from data_prep.company.world import World, draw_world, run_tool_calls, system_message
+from data_prep.conversation import Message
+
+
+@dataclass
+class Talk:
+    """One simulated conversation, while it runs and after."""
+
+    number: int
+    world: World
+    customer: Customer
+    messages: list[Message] = field(default_factory=list)
+    replies: int = 0
+    is_over: bool = False
+
+    def take(self, reply: Message) -> None:
+        """The assistant's next message, what its tools answered, and what the customer says to it."""
+        self.messages.append(reply)
+        self.replies += 1
+        if reply["content"]:
+            self.world.hear(reply["content"])
+        if reply.get("tool_calls"):
+            self.messages += run_tool_calls(self.world, reply["tool_calls"])
+            if not self.world.handed_off():
+                return          # the assistant reads what its tools answered before it speaks
+        says = self.customer.answer(reply["content"])
+        self.messages += [{"role": "user", "content": text} for text in says]
+        self.is_over = not says
+
+
+def draw_talk(pack: Pack, number: int, split: str, seed: int, weight: str = "weight") -> Talk:
+    """Case `number` of a seed: always the same customer. `weight` names the mix of scenarios: the archive's, or `unseen_weight` (evaluation's)."""
+    rng = random.Random(f"{seed}-{split}-{number}")
+    scenario = rng.choices(pack.scenarios, [s[weight] for s in pack.scenarios])[0]
+    language = rng.choices(list(pack.languages), list(pack.languages.values()))[0]
+    world = draw_world(pack, scenario, language, split, rng)
+    customer = Customer(world, split, rng)
+    opening = [{"role": "user", "content": text} for text in customer.open()]
+    return Talk(number, world, customer, [{"role": "system", "content": system_message(world)}, *opening])

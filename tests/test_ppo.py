@@ -1,0 +1,324 @@
+"""PPO: the mathematics against definitions, one base with swapped adapters, refusal, the KL budget, resuming, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.artifacts import StageError, read_manifest, stage_dir
+from data_prep.conversation import write_json
+from tests.toys import ROOT, toy_run
+from training import ppo
+from training.adapters import OneBase
+from training.alarms import alarms
+from training.group import Group
+from training.models import load_tokenizer
+from training.ppo import adapted, appraise, gae, load_players, policy_loss, update, value_loss, whiten
+from training.rollouts import Episode, Turn
+from training.trees import grow
+
+NUMBERS = st.floats(-3, 3, width=16).filter(lambda x: x == 0 or abs(x) > 1e-3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return toy_run(tmp_path_factory.mktemp("ppo"), "ppo.steps=3", "ppo.episodes=6", "ppo.max_replies=2", "ppo.save_steps=1", "ppo.learning_rate=1e-2", "ppo.kl_budget=1e6")
+
+
+@pytest.fixture
+def model(run):
+    return load_players(run, load_tokenizer(run))
+
+
+def test_advantages_follow_the_definition():
+    """Schulman et al. 2016, eq. 16: the sum of (gamma lambda)^l delta_{t+l}, here over one reply with no discount."""
+    values, costs, lam = torch.tensor([0.5, -0.2, 0.3]), torch.tensor([0.1, 0.0, -0.2]), 0.9
+    rewards = -costs + torch.tensor([0.0, 0.0, 2.0])
+    deltas = rewards + torch.tensor([-0.2, 0.3, 0.0]) - values
+    expected = torch.stack([sum(lam ** k * deltas[t + k] for k in range(3 - t)) for t in range(3)])
+    advantages, returns = gae([values], [costs], [2.0], lam, 0.0)
+    assert torch.allclose(advantages, expected, atol=1e-6)
+    assert torch.allclose(returns, expected + values, atol=1e-6)
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=1, max_size=4), st.lists(NUMBERS, min_size=4, max_size=4))
+def test_without_turn_discount_each_reply_is_an_episode_of_its_own(values, scores):
+    turns, zero = [torch.tensor(v) for v in values], [torch.zeros(len(v)) for v in values]
+    together, _ = gae(turns, zero, scores[:len(turns)], 0.95, 0.0)
+    alone = torch.cat([gae([turn], [cost], [score], 0.95, 0.0)[0] for turn, cost, score in zip(turns, zero, scores, strict=False)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=1, max_size=4), st.lists(NUMBERS, min_size=4, max_size=4))
+def test_with_lambda_one_a_return_is_all_that_follows(values, scores):
+    turns, zero = [torch.tensor(v) for v in values], [torch.zeros(len(v)) for v in values]
+    scores = scores[:len(turns)]
+    _, returns = gae(turns, zero, scores, 1.0, 1.0)
+    expected = torch.cat([torch.full((len(v),), sum(scores[k:])) for k, v in enumerate(values)])
+    assert torch.allclose(returns, expected, atol=1e-4)
+
+
+@given(NUMBERS, st.floats(-1, 1, width=16).filter(lambda x: min(abs(x - 0.1823), abs(x + 0.2231)) > 1e-3))
+def test_the_clip_takes_away_what_would_go_too_far_and_nothing_else(advantage, move):
+    old, new = torch.zeros(1), torch.tensor([move], requires_grad=True)
+    loss, cut = policy_loss(new, old, torch.tensor([advantage]), 0.2)
+    loss.sum().backward()
+    too_far = (advantage > 0 and move > torch.tensor(1.2).log()) or (advantage < 0 and move < torch.tensor(0.8).log())
+    assert (new.grad.abs() < 1e-12).item() == (too_far or advantage == 0)
+    assert bool(cut) == bool(too_far)
+
+
+def test_a_value_gains_nothing_by_moving_too_far():
+    assert value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item() == pytest.approx(0.5 * 0.8 ** 2)
+    assert value_loss(torch.tensor([0.1]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item() == pytest.approx(0.5 * 0.9 ** 2)
+
+
+def test_beta_rises_with_the_kl_and_falls_without():
+    assert adapted(0.1, 4.0, 2.0) > 0.1 > adapted(0.1, 0.5, 2.0)
+    assert adapted(0.1, 100.0, 2.0) == pytest.approx(0.12)
+
+
+def test_an_adapter_is_put_back_whatever_happens(model):
+    before = model.model.active_adapter
+    with pytest.raises(RuntimeError), model.using("value"):
+        assert model.model.active_adapter == "value"
+        raise RuntimeError
+    assert model.model.active_adapter == before
+
+
+def episodes_of(model: OneBase, count: int = 4) -> list[Episode]:
+    """Recorded rollouts: the same on every process."""
+    rng, size = torch.Generator().manual_seed(0), len(model.tokenizer)
+    draw = lambda n: torch.randint(5, size, (n,), generator=rng).tolist()  # noqa: E731
+    made = []
+    for _ in range(count):
+        first = Turn(draw(9), [*draw(4), model.tokenizer.eos_token_id])
+        made.append(Episode([first, Turn(first.prompt + first.reply + draw(5), draw(6))]))
+    return made
+
+
+def test_log_probs_and_values_in_a_tree_are_those_of_the_rows(model):
+    episode = episodes_of(model, 1)[0]
+    tree, replies = episode.tree()
+    with torch.no_grad(), model.using("policy"):
+        packed, _ = model.log_probs([tree], [replies])
+        rows = []
+        for turn in episode.turns:
+            logits = model.model(input_ids=torch.tensor([turn.prompt + turn.reply])).logits[0].log_softmax(-1)
+            rows += [logits[len(turn.prompt) + k - 1, token] for k, token in enumerate(turn.reply)]
+    assert torch.allclose(packed, torch.stack(rows), atol=1e-4)
+
+
+def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, run):
+    episodes = episodes_of(model)
+    scored = {}
+
+    def reward(_, trees, replies):
+        scored["ends"] = [tree.ids[places[-1]] for tree, mine in zip(trees, replies, strict=True) for places in mine]
+        return torch.zeros(len(scored["ends"]))
+
+    samples, entry = appraise(model, episodes, reward, 0.0, run.ppo, Group())
+    assert scored["ends"] == [turn.reply[-1] for episode in episodes for turn in episode.turns]
+    assert entry["cut_off"] == 0.5, "every second turn has no end token"
+    assert entry["reward"] == pytest.approx(-0.5 * run.ppo.missing_end_penalty)
+    every = torch.cat([s.advantages for s in samples])
+    assert float(every.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(every.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
+    frozen = {name: p.clone() for name, p in model.model.named_parameters() if ".policy." not in name and ".value." not in name}
+    heads = {name: head.linear.weight.clone() for name, head in model.heads.items() if name != "value"}
+    moving = {name: [p.clone() for p in model.parameters(name)] for name in ("policy", "value")}
+    samples, _ = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.1, run.ppo, Group())
+    optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=1e-3)
+    update(model, optimizer, samples, run.ppo, Group())
+    assert all(torch.equal(p, frozen[name]) for name, p in model.model.named_parameters() if name in frozen)
+    assert all(torch.equal(model.heads[name].linear.weight, weight) for name, weight in heads.items())
+    for name, before in moving.items():
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(name), strict=True)), name
+
+
+def test_what_is_rewarded_becomes_likelier(model, run):
+    """Two replies to one prompt, one rewarded: after some updates it is likelier than before, and the other one less."""
+    prompt, good, bad = [5, 6, 7], [11, 12, model.tokenizer.eos_token_id], [21, 22, model.tokenizer.eos_token_id]
+    episodes = [Episode([Turn(prompt, reply)]) for reply in (good, bad)]
+
+    def likelihood(reply: list[int]) -> float:
+        with torch.no_grad(), model.using("policy"):
+            tree = grow([prompt + reply])
+            return float(model.log_probs([tree], [[tree.leaves[0][-len(reply):]]])[0].sum())
+
+    before = likelihood(good), likelihood(bad)
+    optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=3e-3)
+    for _ in range(10):
+        samples, _ = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, run.ppo, Group())
+        update(model, optimizer, samples, run.ppo, Group())
+    assert likelihood(good) > before[0] + 0.5
+    assert likelihood(bad) < before[1] - 0.5
+
+
+def curve_of(config) -> list[dict]:
+    return json.loads((stage_dir(config, "ppo") / "curve.json").read_text())
+
+
+def weights_of(config) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(stage_dir(config, "ppo") / "adapter/adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_gives_the_same_policy_and_metrics(run, tmp_path, monkeypatch):
+    ppo.run(run)
+    whole, weights = curve_of(run), weights_of(run)
+    assert [entry["step"] for entry in whole] == [0, 1, 2, 3]
+    assert whole[0]["kl"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    plain, calls = ppo.save, []
+
+    def save_and_die(*args):
+        plain(*args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(run)
+    monkeypatch.setattr(ppo, "save", plain)
+    ppo.run(run)
+    assert curve_of(run) == whole
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(run).items())
+
+
+@pytest.mark.slow
+def test_a_policy_that_leaves_the_budget_is_put_back(run):
+    config = run.copy()
+    config.ppo.kl_budget, config.ppo.learning_rate, config.fingerprint = 0.02, 0.05, {"seed": 1}
+    ppo.run(config)
+    curve = curve_of(config)
+    assert "kl_budget" in curve[-1]["stopped"]
+    assert len(curve) < 4
+    assert read_manifest(stage_dir(config, "ppo"))["facts"]["stopped"]
+    saved = OneBase(config, load_tokenizer(config))
+    saved.add("policy", stage_dir(config, "ppo") / "adapter")
+    assert curve[-2]["kl"] <= 0.02, "what is kept was measured within the budget"
+
+
+def test_below_its_gate_nothing_is_trained_and_the_reason_is_kept(tmp_path):
+    config = toy_run(tmp_path)
+    write_json(stage_dir(config, "reward") / "gate.json", {"passed": False, "checks": [], "why": "accuracy is 0.510, needed at least 0.7"})
+    ppo.run(config)
+    refusal = json.loads((stage_dir(config, "ppo") / "refusal.json").read_text())
+    assert refusal["reason"] == "accuracy is 0.510, needed at least 0.7"
+    assert not (stage_dir(config, "ppo") / "adapter").exists()
+    assert read_manifest(stage_dir(config, "ppo"))["facts"]["refused"]
+
+
+def test_a_reward_model_of_another_base_is_refused(tmp_path):
+    config = toy_run(tmp_path)
+    other = toy_run(tmp_path / "other", "sft.lora.r=2")
+    with pytest.raises(StageError, match="made for another base model"):
+        model = OneBase(config, load_tokenizer(config))
+        model.add("policy", stage_dir(config, "sft") / "adapter")
+        changed = stage_dir(other, "reward") / "members/0"
+        text = json.loads((changed / "adapter_config.json").read_text())
+        (changed / "adapter_config.json").write_text(json.dumps(text | {"r": 4}))
+        model.add("reward_0", changed)
+
+
+def test_without_a_world_it_learns_on_the_archives_prompts(tmp_path):
+    config = toy_run(tmp_path, "company=null", "ppo.steps=1", "ppo.episodes=4")
+    ppo.run(config)
+    assert {entry["replies"] for entry in curve_of(config)} == {1.0}
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("replies have grown", {"reply_tokens": 40}), ("do not end", {"cut_off": 0.5}), ("the clip cuts", {"clipped": 0.6}), ("entropy has fallen", {"entropy": 0.01}),
+    ("conversations have grown", {"replies": 9})])
+def test_each_alarm_is_raised_once_with_cause_and_next_step(name, changes):
+    calm = {"step": 0, "reply_tokens": 10, "cut_off": 0.0, "replies": 4.0, "clipped": 0.1, "entropy": 1.0, "reward": 0.0, "held_out": 0.0}
+    seen: set[str] = set()
+    assert not alarms([calm, {**calm, "step": 1}], seen)
+    (line,) = alarms([calm, {**calm, "step": 2, **changes}], seen)
+    assert all(part in line for part in (name, "Likely cause:", "Next:"))
+    assert not alarms([calm, {**calm, "step": 3, **changes}], seen)
+
+
+def test_a_reward_that_rises_without_the_held_out_one_is_said():
+    curve = [{"step": k, "reply_tokens": 9, "cut_off": 0.0, "replies": 4.0, "reward": k / 10, "held_out": -k / 10} for k in range(20)]
+    assert "exploits the ensemble" in alarms(curve, set())[0]
+
+
+TWO = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from omegaconf import OmegaConf
+from tests.test_ppo import episodes_of
+from training.group import Group
+from training.models import load_tokenizer
+from training.ppo import appraise, load_players, update
+config, group = OmegaConf.load({config!r}), Group()
+torch.set_num_threads(1)
+model = load_players(config, load_tokenizer(config))
+episodes = episodes_of(model, 8)
+mine = episodes[group.rank::group.size]
+marks = {{id(e): k for k, e in enumerate(episodes)}}
+reward = lambda some, trees, replies: torch.tensor([float(marks[id(e)] + t) for e in some for t in range(2)])
+optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=1e-3)
+for _ in range(2):
+    samples, entry = appraise(model, mine, reward, 0.1, config.ppo, group)
+    logged = update(model, optimizer, samples, config.ppo, group)
+torch.save({{"weights": [p.detach() for p in model.parameters("policy") + model.parameters("value")], "entry": entry, "logged": logged}}, {out!r} + f"/{{group.size}}-{{group.rank}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(run, tmp_path):
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(run, tmp_path / "config.yaml")
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(root=str(ROOT), config=str(tmp_path / "config.yaml"), out=str(tmp_path)))
+    for command in ([sys.executable, str(script)], [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", str(script)]):
+        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    one, first, second = (torch.load(tmp_path / name, weights_only=False) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for a, b, c in zip(one["weights"], first["weights"], second["weights"], strict=True):
+        assert torch.equal(b, c), "both processes hold the same weights"
+        assert torch.allclose(a, b, atol=2e-5), "and they are those of one process"
+    for name in ("kl", "reward", "reply_tokens"):
+        assert one["entry"][name] == pytest.approx(first["entry"][name], abs=1e-4)
+
+
+def test_the_weights_of_four_copies_are_not_held():
+    """An 8B shape on the meta device: one base with its adapters against a policy, a reference, a reward and a value model of their own."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = Qwen3Config(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
+    with torch.device("meta"):
+        base = Qwen3ForCausalLM(shape).to(torch.bfloat16)
+        copies = 4 * sum(p.numel() * p.element_size() for p in base.parameters())
+        lora = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
+        model = get_peft_model(base, lora, adapter_name="policy")
+        for name in ("ref", "reward_0", "reward_1", "reward_2", "held_out", "value"):
+            model.add_adapter(name, lora)
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert held / copies <= 0.35, held / copies
+
+
+def test_whitening_knows_nothing_of_order(model, run):
+    samples, _ = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.0, run.ppo, Group())
+    whiten(samples, Group())
+    again = [s.advantages.clone() for s in samples]
+    whiten(samples[::-1], Group())
+    assert all(torch.allclose(a, s.advantages, atol=1e-4) for a, s in zip(again, samples, strict=True))
+
+

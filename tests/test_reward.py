@@ -1,0 +1,268 @@
+"""Reward models: what they learn from, what their gate measures, and that what is saved is what was trained."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.artifacts import StageError, require, stage_dir, stage_output
+from data_prep.conversation import write_jsonl
+from tests.toys import toy_run
+from training import reward
+from training.adapters import OneBase
+from training.ensemble import combined, leaf
+from training.models import load_base, load_tokenizer
+from training.reward import batch, check, deal, learn, ordered_logit, read, start_from_sft
+from training.reward_gate import (
+    Judged,
+    Pair,
+    accuracy_check,
+    bag_of_words,
+    calibration_check,
+    calibration_error,
+    chances,
+    invariance_check,
+    length_check,
+    pairs_of,
+    same_words,
+    state_check,
+    temperature,
+)
+from training.trees import grow
+
+REPLIES = {"good": "I am glad to help you.", "fair": "Yes.", "bad": "Pay now."}
+
+
+def judged_rows(count: int) -> tuple[list[dict], list[dict]]:
+    """Pairs and single ratings over made-up questions: good beats bad, fair lies between."""
+    pairs, ratings = [], []
+    for number in range(count):
+        prompt = [{"role": "user", "content": f"question {number}"}]
+        place = {"conversation_id": f"c-{number}", "message_index": 1, "prompt": prompt, "raters": [["a"], ["b"]]}
+        reply = {name: [{"role": "assistant", "content": text}] for name, text in REPLIES.items()}
+        pairs.append({**place, "chosen": reply["good"], "rejected": reply["bad"], "margin": 3.0})
+        ratings += [{**place, "completion": reply[name], "rating": stars, "offset": 0.0, "by": "agent", "topic": "t", "rater": "a"} for name, stars in (("good", 5), ("fair", 3), ("bad", 1))]
+        ratings.append({**place, "completion": reply["bad"], "rating": 5, "by": "customer", "topic": "t", "rater": "customer"})
+    return pairs, ratings
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = toy_run(tmp_path_factory.mktemp("reward"), "reward.trainer.max_steps=12", "reward.trainer.save_steps=4", "reward.gate.accuracy=0.6", "trainer.warmup_steps=1",
+                     "reward.trainer.learning_rate=1e-2", "reward.trainer.per_device_train_batch_size=4")
+    with stage_output(config, "prepare") as out:
+        for split, count in (("train", 60), ("validation", 20), ("test", 5)):
+            pairs, ratings = judged_rows(count)
+            write_jsonl(out / f"preferences/{split}.jsonl", pairs)
+            write_jsonl(out / f"unpaired/{split}.jsonl", ratings)
+    return config
+
+
+def test_an_ordered_logit_is_a_distribution_that_moves_with_the_reward():
+    cuts, stars = torch.tensor([-2.0, 0.1, -0.5, 0.3]), torch.arange(1, 6)
+    chance = (-ordered_logit(torch.full((5,), 0.7), stars, torch.zeros(5), cuts)).exp()
+    assert float(chance.sum()) == pytest.approx(1, abs=1e-4)
+    mean = [float(((-ordered_logit(torch.full((5,), r), stars, torch.zeros(5), cuts)).exp() * stars).sum()) for r in (-3.0, 0.0, 3.0)]
+    assert mean == sorted(mean)
+    mild, strict = (ordered_logit(torch.zeros(1), torch.tensor([5]), torch.tensor([shift]), cuts) for shift in (1.0, -1.0))
+    assert mild < strict, "five stars of a mild rater are no surprise"
+
+
+def test_a_conversation_is_one_tree_and_customers_do_not_teach(run):
+    judged, dropped = read(run, load_tokenizer(run), "train")
+    assert (len(judged), dropped) == (60, 0)
+    one = judged[0]
+    assert len(one.tree.leaves) == 3, "each reply is there once, however often it was judged"
+    assert [(stars, offset) for _, stars, offset in one.ratings] == [(5, 0.0), (3, 0.0), (1, 0.0)]
+    tokenizer = load_tokenizer(run)
+    assert [tokenizer.decode(one.reply(k)) for k in range(3)] == [text + "<|im_end|>" for text in (REPLIES["good"], REPLIES["bad"], REPLIES["fair"])]
+
+
+def test_a_reply_too_long_for_the_model_is_counted(run):
+    tokenizer = load_tokenizer(run)
+    assert leaf(tokenizer, [{"role": "user", "content": "hi"}], {"role": "assistant", "content": "no " * 200}, 64) is None
+    ids, length = leaf(tokenizer, [{"role": "user", "content": "one " * 80}, {"role": "assistant", "content": "?"}, {"role": "user", "content": "two"}], {"role": "assistant", "content": "yes"}, 40)
+    assert len(ids) <= 40
+    assert tokenizer.decode(ids[-length:]) == "yes<|im_end|>"
+
+
+@pytest.mark.slow
+def test_the_stage_learns_what_is_better_passes_its_gate_and_goes_on_after_a_kill(run, monkeypatch):
+    plain, calls = reward.learn, []
+
+    def learn_and_die(*args):
+        calls.append(plain(*args))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(reward, "learn", learn_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        reward.run(run)
+    monkeypatch.setattr(reward, "learn", plain)
+    reward.run(run)
+    folder = stage_dir(run, "reward")
+    gate, metrics = json.loads((folder / "gate.json").read_text()), json.loads((folder / "metrics.json").read_text())
+    accuracy = next(c for c in gate["checks"] if c["name"] == "accuracy")
+    assert accuracy["passed"]
+    assert accuracy["n"] == 25
+    assert next(c for c in gate["checks"] if c["name"] == "calibration_error")["passed"] is None, "25 pairs say nothing of calibration"
+    assert metrics["accuracy_by_rater"].keys() == {"a", "b"}
+    tokenizer = load_tokenizer(run)
+    model = OneBase(run, tokenizer)
+    model.add("reward_0", folder / "members/0")
+    tree = grow([leaf(tokenizer, [{"role": "user", "content": "question 7 again"}], {"role": "assistant", "content": REPLIES[name]}, 200)[0] for name in ("good", "bad")])
+    good, bad = model.scores("reward_0", [tree], [[path[-2:] for path in tree.leaves]])[0]
+    assert good > bad
+
+
+@pytest.mark.slow
+def test_a_killed_member_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(run)
+    judged, _ = read(run, tokenizer, "train")
+    learn(run, tokenizer, load_base(run), judged, tmp_path / "whole", 0)
+
+    def die(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+
+    plain = reward.RewardLearner._save_checkpoint
+    monkeypatch.setattr(reward.RewardLearner, "_save_checkpoint", die)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, tokenizer, load_base(run), judged, tmp_path / "killed", 0)
+    monkeypatch.setattr(reward.RewardLearner, "_save_checkpoint", plain)
+    learn(run, tokenizer, load_base(run), judged, tmp_path / "killed", 0)
+    assert (tmp_path / "whole/probe.json").read_text() == (tmp_path / "killed/probe.json").read_text()
+
+
+def test_a_reward_model_starts_from_the_sft_adapter(run):
+    from safetensors.torch import load_file
+
+    own = {name.replace(".default.", "."): value for name, value in start_from_sft(run, load_base(run)).named_parameters()}
+    for name, value in load_file(require(run, "sft", "test") / "adapter/adapter_model.safetensors").items():
+        assert torch.equal(own[name], value), name
+
+
+def test_a_saved_model_that_scores_otherwise_is_refused(run, tmp_path):
+    tokenizer = load_tokenizer(run)
+    judged, _ = read(run, tokenizer, "validation")
+    learn(run, tokenizer, load_base(run), judged, tmp_path / "members/0", 0)
+    model = OneBase(run, tokenizer)
+    model.add("reward_0", tmp_path / "members/0")
+    reward.check_reload(model, tmp_path, ["members/0"], [judged])
+    with torch.no_grad():
+        model.heads["reward_0"].linear.weight.add_(1.0)
+    with pytest.raises(StageError, match="scores differently after loading"):
+        reward.check_reload(model, tmp_path, ["members/0"], [judged])
+
+
+def test_what_cannot_teach_is_said():
+    with pytest.raises(StageError, match="collect ratings of replies"):
+        check([Judged(grow([[1]]), [1])])
+    with pytest.raises(StageError, match="all ratings are 4"):
+        check([Judged(grow([[1]]), [1], ratings=[(0, 4, 0.0)])])
+    check([Judged(grow([[1], [2]]), [1, 1], ratings=[(0, 4, 0.0), (1, 2, 0.0)])])
+
+
+def test_parts_share_no_conversation_and_are_always_the_same():
+    judged = [Judged(grow([[k, k + 1]]), [1]) for k in range(30)]
+    parts = deal(judged, 4)
+    assert sorted(id(one) for part in parts for one in part) == sorted(map(id, judged))
+    assert [[one.tree.ids for one in part] for part in parts] == [[one.tree.ids for one in part] for part in deal(judged[::-1], 4)]
+
+
+def test_a_batch_numbers_replies_across_conversations():
+    some = [Judged(grow([[1, 2], [1, 3]]), [1, 1], [(0, 1, 2.0)]), Judged(grow([[4, 5], [4, 6]]), [1, 1], [(1, 0, 1.0)], [(0, 2, 0.5)])]
+    made = batch(some, 0)
+    assert made["pairs"][0].tolist() == [0, 3]
+    assert made["pairs"][1].tolist() == [1, 2]
+    assert made["ratings"][0].tolist() == [2]
+    assert made["good"].tolist() == [True, False, False, True]
+    assert made["ends"].tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+
+
+def test_an_ensemble_is_pessimistic_where_its_members_disagree():
+    calibration = {"members": [{"mean": 1.0, "std": 2.0}, {"mean": 0.0, "std": 1.0}], "spread_penalty": 0.5}
+    agreed, split = combined(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), calibration)
+    assert float(agreed) == pytest.approx(1.0)
+    assert float(split) == pytest.approx(1.0 - 0.5 * 1.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The gate
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 100), st.floats(0.3, 3.0))
+def test_calibration_is_found_whatever_the_scale(seed, scale):
+    """Outcomes drawn with probability sigmoid(x): scores of scale * x are calibrated by the temperature, and the error is small."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 2, 4000)
+    apart = np.where(rng.random(4000) < 1 / (1 + np.exp(-x)), x, -x) * scale
+    assert temperature(apart) == pytest.approx(scale, rel=0.25)
+    assert calibration_error(chances(apart)) < 0.05
+
+
+def test_overconfidence_is_an_error_and_too_few_pairs_are_no_judgement():
+    rng = np.random.default_rng(0)
+    p = np.where(rng.random(4000) < 0.7, 0.99, 0.01)
+    assert calibration_error(p) == pytest.approx(0.29, abs=0.03)
+    assert calibration_check(rng.normal(1, 1, 500), 0.05)["passed"] is None
+
+
+def test_accuracy_is_held_to_the_lower_end_of_its_interval():
+    assert not accuracy_check(np.array([1.0] * 8 + [-1.0] * 2), 0.7)["passed"], "8 of 10 may be luck"
+    assert accuracy_check(np.array([1.0] * 800 + [-1.0] * 200), 0.7)["passed"]
+    assert accuracy_check(np.zeros(100), 0.5)["value"] == 0.5, "ties are worth a half"
+
+
+def pair(better: list[int], worse: list[int], gap: float = 1.0) -> Pair:
+    return Pair((0, 0), (0, 1), gap, [["a"], ["b"]], (better, worse))
+
+
+def test_a_reward_that_counts_tokens_is_caught():
+    rng = np.random.default_rng(1)
+    pairs = [pair([1] * int(a), [1] * int(b), float(g)) for a, b, g in zip(rng.integers(1, 30, 300), rng.integers(1, 30, 300), rng.uniform(0.75, 4, 300), strict=True)]
+    longer = np.array([len(p.said[0]) - len(p.said[1]) for p in pairs], dtype=float)
+    assert not length_check(longer, pairs, 0.3)["passed"]
+    assert length_check(np.array([p.gap for p in pairs]), pairs, 0.3)["passed"]
+
+
+def test_words_alone_do_not_pass_where_the_world_decides(run):
+    tokenizer = load_tokenizer(run)
+    refund, refuse = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ('<tool_call>{"name": "issue_refund", "arguments": {}}</tool_call>', "too late, I cannot do that"))
+    pairs = [pair(refund, refuse) if k % 2 else pair(refuse, refund) for k in range(100)]
+    assert len(same_words(tokenizer, pairs)) == 100
+    knows, guesses = np.ones(100), np.where(np.arange(100) % 2, 1.0, -1.0)
+    assert state_check(tokenizer, knows, pairs, pairs, 0.0)["passed"]
+    assert not state_check(tokenizer, guesses, pairs, pairs, 0.0)["passed"]
+    numbers = [pair(tokenizer("in 31 days")["input_ids"], tokenizer("in 13 days")["input_ids"])]
+    assert same_words(tokenizer, numbers) == [0]
+    assert not same_words(tokenizer, [pair(refuse, tokenizer("yes of course")["input_ids"])])
+
+
+def test_a_bag_of_words_learns_what_words_tell():
+    pairs = [pair([7, 8], [9]) for _ in range(50)]
+    assert (bag_of_words(pairs, pairs[:5]) > 0).all()
+
+
+def test_where_no_prompt_has_two_replies_tickets_of_a_kind_are_compared():
+    def rated(stars: int, offset: float, topic: str) -> Judged:
+        return Judged(grow([[1, stars]]), [1], ratings=[(0, stars, offset)], topic=topic)
+
+    judged = [rated(5, 0.0, "a"), rated(1, 0.0, "a"), rated(5, 2.5, "b"), rated(2, 0.0, "b"), rated(4, 0.0, "c")]
+    assert [(p.better, p.worse, p.gap) for p in pairs_of(judged)] == [((0, 0), (1, 0), 4.0)], "in b the better rating was the rater's mildness, c has none to compare"
+
+
+def test_batch_padding_and_order_do_not_matter(run):
+    tokenizer = load_tokenizer(run)
+    model = OneBase(run, tokenizer)
+    model.add("reward_0", require(run, "reward", "test") / "members/0")
+    judged, _ = read(run, tokenizer, "validation")
+    assert invariance_check(model, judged)["passed"]

@@ -1,0 +1,32 @@
+"""Several processes that train one policy, without DistributedDataParallel: it does not see adapters that are swapped under it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed
+
+
+class Group:
+    """The processes that train together; one alone is a group too."""
+
+    def __init__(self):
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        if self.size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all processes."""
+        total = torch.tensor(values, dtype=torch.float64, device="cuda" if self.size > 1 and torch.cuda.is_available() else "cpu")
+        if self.size > 1:
+            torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        if self.size > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters])
+            torch.distributed.all_reduce(flat)
+            for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad.copy_(grad.view_as(parameter))

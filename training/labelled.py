@@ -1,0 +1,56 @@
+"""On a CPU, logits of labelled positions only: those of all the others cost more than a tiny model. Same values as the libraries'."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from peft import PeftModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+from training.models import IGNORE
+
+
+class LossOfLabelled:
+    """The trainers' loss, with logits of labelled positions only: on a CPU those of all the others cost more than the model.
+
+    A mix-in before transformers' or TRL's trainer. No attention mask is passed: padding stands on the right, where causal
+    attention never looks, and packed sequences are kept apart by their positions. Same value as theirs (tests/test_training.py).
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        network = self.accelerator.unwrap_model(model)
+        network = network.get_base_model() if isinstance(network, PeftModel) else network
+        hidden = network.model(**{key: inputs[key] for key in ("input_ids", "position_ids") if key in inputs}).last_hidden_state
+        labels = inputs["labels"][:, 1:]
+        learned = labels != IGNORE
+        total = torch.nn.functional.cross_entropy(network.lm_head(hidden[:, :-1][learned]).float(), labels[learned], reduction="sum")
+        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def add_head_of_labelled(model, outputs: tuple[str, ...] = ("log_probs",)) -> None:
+    """TRL's `add_fused_lm_head` for a CPU, with the same values: TRL scores every position there, this one the labelled alone.
+
+    A position costs as much as a third of a tiny model, and a pair shares a long prompt. tests/test_training.py compares the two.
+    """
+    plain_forward = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(*args, fused_lm_head=False, labels=None, **kwargs):
+        if not fused_lm_head:
+            return plain_forward(*args, **kwargs) if labels is None else plain_forward(*args, labels=labels, **kwargs)
+        hidden, labels = model.base_model(*args, **kwargs).last_hidden_state[:, :-1], labels[:, 1:]
+        mask = labels != IGNORE
+        logits = model.lm_head(hidden[mask]).float()
+        log_probs = logits.log_softmax(-1)
+        wanted = labels[mask]
+
+        def spread(values: torch.Tensor) -> torch.Tensor:
+            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+        said = log_probs.gather(-1, wanted[:, None])[:, 0]
+        return FusedCausalLMOutput(loss=-said.mean(), log_probs=spread(said), entropy=spread(-(log_probs.exp() * log_probs).sum(-1)),
+                                   mean_logits=spread(logits.detach().mean(-1)), is_top1=spread(logits.argmax(-1) == wanted), label_mask=mask)
+
+    model.forward = forward

@@ -1,0 +1,310 @@
+"""Stage `ppo`: proximal policy optimisation against the learned reward, one frozen base under all that takes part (Schulman et al. 2017, arXiv:1707.06347).
+
+    ppo/adapter/       the policy        ppo/value/     the value model        ppo/curve.json     every step
+    ppo/refusal.json   instead of all that, where the reward model did not pass its gate
+
+A step: the policy talks to customers; the reward ensemble scores each reply where it stands; what differs from the SFT adapter costs (KL);
+advantages by GAE (arXiv:1506.02438) against the value model; some epochs of clipped updates. A reply is one action's worth of tokens: its reward
+stands on its last token, and `turn_discount` says how much of what follows in the conversation is credited to it. The world's truth
+takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
+
+Several processes: no DistributedDataParallel, which would not see the swapped adapters. Gradients are summed by hand, every mean is over all processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data_prep.artifacts import require, stage_output
+from data_prep.company.pack import load_pack
+from data_prep.conversation import read_jsonl, write_json
+from training.adapters import OneBase, index
+from training.alarms import alarms
+from training.ensemble import held_out_rewards, load_rewards, rewards
+from training.group import Group
+from training.models import last_checkpoint, load_tokenizer, track
+from training.rollouts import Episode, answer, play, with_transformers
+from training.trees import Tree, in_batches
+
+
+@dataclass
+class Sample:
+    """One episode as PPO sees it; lists are by turn, tensors of a turn have one number a token of its reply."""
+
+    tree: Tree
+    replies: list[list[int]]
+    old: torch.Tensor              # (N,) log-probs of all its replies' tokens when they were drawn
+    values: torch.Tensor           # (N,)
+    advantages: torch.Tensor       # (N,)
+    returns: torch.Tensor          # (N,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mathematics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[float], lam: float, turn_discount: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(advantages, returns) of an episode's tokens, flat, by generalised advantage estimation.
+
+    `values` and `costs` (what each token costs in KL, subtracted) are by turn, `scores` stand on the turns' last tokens. Nothing is discounted
+    within a reply; from one reply to the next by `turn_discount`, 0 making each reply an episode of its own.
+    """
+    advantages: list[float] = []
+    following, carried = 0.0, 0.0
+    for value, cost, score in zip(reversed(values), reversed(costs), reversed(scores), strict=True):
+        discount, reward = turn_discount, score
+        for v, c in zip(reversed(value.tolist()), reversed(cost.tolist()), strict=True):
+            carried = reward - c + discount * following - v + discount * lam * carried
+            advantages.append(carried)
+            following, discount, reward = v, 1.0, 0.0
+    made = torch.tensor(advantages[::-1])
+    return made, made + torch.cat(values)
+
+
+def whiten(samples: list[Sample], group: Group) -> None:
+    """Advantages with mean 0 and variance 1 over the tokens of all processes."""
+    every = torch.cat([s.advantages for s in samples]).double()
+    n, total, squares = group.sum(len(every), every.sum(), every.square().sum())
+    mean, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
+    for sample in samples:
+        sample.advantages = ((sample.advantages - mean) / std).float()
+
+
+def policy_loss(log_probs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the clipped surrogate's loss of each token, whether the clip cut it)."""
+    ratio = (log_probs - old).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def value_loss(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float) -> torch.Tensor:
+    """Half the squared error of each token's value, no better than with a value that moved by at most `clip`."""
+    clipped = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def adapted(beta: float, kl: float, target: float) -> float:
+    """The KL coefficient for the next step: up where the policy went further than wanted, down where less (Ziegler et al. 2019, arXiv:1909.08593)."""
+    return beta * (1 + 0.2 * max(-1.0, min(1.0, kl / target - 1)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+# ---------------------------------------------------------------------------------------------------------------------
+
+Reward = Callable[[list[Episode], list[Tree], list[list[list[int]]]], torch.Tensor]      # of each reply, flat
+
+
+def values_of(model: OneBase, trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
+    """The active value adapter's estimate before each token of the replies, flat."""
+    said = index(trees, replies, model.device)["said"]
+    return model.heads["value"].linear(model.hidden(trees)[said[:, 0], said[:, 1]].float())[:, 0]
+
+
+@torch.no_grad()
+def by_tree(model: OneBase, adapter: str, trees: list[Tree], replies: list[list[list[int]]], max_tokens: int, of: Callable) -> list[torch.Tensor]:
+    """`of` (model, trees, replies) → flat, under an adapter, in batches, split into one tensor a tree on the CPU."""
+    found: list[torch.Tensor] = [torch.empty(0)] * len(trees)
+    with model.using(adapter):
+        for batch in in_batches(trees, max_tokens):
+            made = of(model, [trees[i] for i in batch], [replies[i] for i in batch]).float().cpu()
+            for i, mine in zip(batch, made.split([sum(map(len, replies[i])) for i in batch]), strict=True):
+                found[i] = mine
+    return found
+
+
+def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> tuple[list[Sample], dict]:
+    """Score what was said and turn it into samples with advantages; what is worth logging beside them."""
+    packed = [episode.tree() for episode in episodes]
+    trees, replies = [tree for tree, _ in packed], [mine for _, mine in packed]
+    end = model.tokenizer.eos_token_id
+    scores = reward(episodes, trees, replies)
+    ended = torch.tensor([turn.reply[-1] == end for episode in episodes for turn in episode.turns])
+    scores = scores - settings.missing_end_penalty * ~ended
+    old, ref = (by_tree(model, name, trees, replies, settings.batch_tokens, lambda m, t, r: m.log_probs(t, r)[0]) for name in ("policy", "ref"))
+    values = by_tree(model, "value", trees, replies, settings.batch_tokens, values_of)
+    samples, first = [], 0
+    for i, tree in enumerate(trees):
+        lengths = [len(places) for places in replies[i]]
+        costs = (beta * (old[i] - ref[i])).split(lengths)
+        advantages, returns = gae(list(values[i].split(lengths)), list(costs), scores[first:first + len(lengths)].tolist(), settings.lam, settings.turn_discount)
+        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns))
+        first += len(lengths)
+    errors, returns = torch.cat([s.returns - s.values for s in samples]), torch.cat([s.returns for s in samples])
+    whiten(samples, group)
+    n, tokens, kl, total, cut, talks = group.sum(len(scores), sum(map(len, old)), float(torch.cat(old).sub(torch.cat(ref)).sum()), float(scores.sum()), float((~ended).sum()), len(episodes))
+    return samples, {"kl": kl / n, "reward": total / n, "reply_tokens": tokens / n, "cut_off": cut / n, "replies": n / talks,
+                     "explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))}
+
+
+def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sample], settings, group: Group) -> dict:
+    """Some epochs of clipped updates over the samples, in minibatches that keep their order, so that several processes do what one would."""
+    policy, value = model.parameters("policy"), model.parameters("value")
+    logged = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "entropy": 0.0}
+    size = math.ceil(len(samples) / settings.minibatches)
+    rounds = 0
+    for _ in range(settings.epochs):
+        for start in range(0, len(samples), size):
+            chosen = samples[start:start + size]
+            (n,) = group.sum(sum(len(s.old) for s in chosen))
+            sums = dict.fromkeys(logged, 0.0)
+            for parameter in policy + value:
+                parameter.grad = torch.zeros_like(parameter)
+            for batch in in_batches([s.tree for s in chosen], settings.batch_tokens):
+                mine = [chosen[i] for i in batch]
+                trees, replies = [s.tree for s in mine], [s.replies for s in mine]
+                old, advantages, values, returns = (torch.cat([getattr(s, name) for s in mine]).to(model.device) for name in ("old", "advantages", "values", "returns"))
+                with model.using("policy"):
+                    log_probs, entropy = model.log_probs(trees, replies)
+                    losses, cut = policy_loss(log_probs, old, advantages, settings.clip)
+                    (losses.sum() / n).backward()
+                with model.using("value"):
+                    errors = value_loss(values_of(model, trees, replies), values, returns, settings.value_clip)
+                    (errors.sum() / n).backward()
+                for name, each in (("policy_loss", losses), ("value_loss", errors), ("clipped", cut), ("entropy", entropy)):
+                    sums[name] += float(each.detach().sum())
+            group.sum_gradients(policy + value)
+            torch.nn.utils.clip_grad_norm_(policy, settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(value, settings.max_grad_norm)
+            optimizer.step()
+            rounds += 1
+            for name, total in zip(sums, group.sum(*sums.values()), strict=True):
+                logged[name] += total / n
+    return {name: total / rounds for name, total in logged.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run(config) -> None:
+    source = require(config, "reward", "ppo")
+    gate = json.loads((source / "gate.json").read_text())
+    with stage_output(config, "ppo") as out:
+        if not gate["passed"]:
+            write_json(out / "refusal.json", {"reason": gate["why"], "gate": gate["checks"]})
+            out.summary(f"refused: the reward model did not pass its gate ({gate['why']}); a policy would learn its mistakes. See {source}/gate.json", refused=gate["why"])
+            return
+        tokenizer, group = load_tokenizer(config), Group()
+        model = load_players(config, tokenizer)
+        calibration = json.loads((source / "calibration.json").read_text())
+
+        def watched(episodes: list[Episode], trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
+            return rewards(model, calibration, trees, replies)
+
+        def watch(trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
+            return held_out_rewards(model, calibration, trees, replies)
+
+        curve = train_policy(config, model, watched, watch, Path(out), group)
+        if group.rank == 0:
+            model.save("policy", out / "adapter")
+            model.save("value", out / "value")
+            write_json(out / "curve.json", curve)
+            first, last = curve[0], curve[-1]
+            facts = {"steps": len(curve) - 1, "kl": last["kl"], "kl_budget": config.ppo.kl_budget, "stopped": last.get("stopped"),
+                     **{f"{name}_{when}": entry[name] for name in ("reward", "held_out") for when, entry in (("first", first), ("last", last))}}
+            write_json(out / "metrics.json", facts)
+            out.summary(f"{len(curve) - 1} steps of {config.ppo.episodes} conversations → reward {first['reward']:.2f} to {last['reward']:.2f}, held-out reward "
+                        f"{first['held_out']:.2f} to {last['held_out']:.2f}, {last['kl']:.2f} nats a reply from sft" + (f"; stopped: {last['stopped']}" if "stopped" in last else ""), **facts)
+
+
+def load_players(config, tokenizer) -> OneBase:
+    """The base with policy and reference (the SFT adapter twice), the reward models, and the value model (a reward model's adapter, its head set to 0)."""
+    model, sft = OneBase(config, tokenizer), require(config, "sft", "ppo") / "adapter"
+    model.add("policy", sft)
+    model.add("ref", sft)
+    load_rewards(config, tokenizer, require(config, "reward", "ppo"), model)
+    model.add("value", require(config, "reward", "ppo") / "members/0")
+    model.heads["value"].linear.reset_parameters()
+    torch.nn.init.zeros_(model.heads["value"].linear.weight)
+    torch.nn.init.zeros_(model.heads["value"].linear.bias)
+    return model
+
+
+def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: Path, group: Group) -> list[dict]:
+    """Steps until there are enough or the KL budget is spent; goes on from the last checkpoint. Returns the curve; the policy is in the model."""
+    settings, tokenizer = config.ppo, model.tokenizer
+    generate = with_transformers(model, "policy", config.model.max_new_tokens, settings.temperature, settings.rollout_batch)
+    pack = load_pack(config.company) if config.company else None
+    rows = [] if pack else [row for _, row in read_jsonl(require(config, "prepare", "ppo") / "prompts/train.jsonl")]
+    optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
+                                  betas=(0.9, 0.95), weight_decay=0.0)
+    checkpoint = last_checkpoint(out / "checkpoints", "state.json")
+    curve, beta, seen = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set())
+    good = snapshot(model)
+    if group.rank == 0 and not curve:
+        track(config, "ppo")
+    for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
+        numbers = [step * settings.episodes + i for i in range(group.rank, settings.episodes, group.size)]
+        room = min(config.model.max_new_tokens, config.model.max_tokens // 2)
+        episodes = (play(generate, tokenizer, pack, numbers, config.seed, settings.max_replies, config.model.max_tokens, room) if pack
+                    else answer(generate, tokenizer, rows, numbers, config.seed, config.model.max_tokens, room))
+        samples, entry = appraise(model, episodes, reward, beta, settings, group)
+        n, other = group.sum(sum(len(e.turns) for e in episodes), float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()))
+        entry = {"step": step, **entry, "held_out": other / n, "beta": beta}
+        if entry["kl"] > settings.kl_budget:
+            restore(model, good)
+            curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: the policy is the last one within it"})
+            break
+        good = snapshot(model)
+        if step < settings.steps:            # the last round only measures where the policy has come to
+            for group_of, rate in zip(optimizer.param_groups, (settings.learning_rate, settings.value_learning_rate), strict=True):
+                group_of["lr"] = rate * min(1.0, (step + 1) / max(1, settings.warmup)) * (1 - step / settings.steps * (1 - settings.final_rate))
+            entry |= update(model, optimizer, samples, settings, group)
+            beta = adapted(beta, entry["kl"], settings.kl_target)
+        curve.append(entry)
+        if group.rank == 0:
+            for line in alarms(curve, seen):
+                tqdm.write(line)
+            if config.tracking.report_to == "wandb":
+                log_to_wandb(entry)
+            if (step + 1) % settings.save_steps == 0:
+                save(model, optimizer, curve, beta, seen, out / "checkpoints")
+    return curve
+
+
+def log_to_wandb(entry: dict) -> None:
+    import wandb
+
+    (wandb.run or wandb.init()).log({f"ppo/{name}": value for name, value in entry.items() if isinstance(value, float)}, step=entry["step"])
+
+
+def snapshot(model: OneBase) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters("policy")]
+
+
+@torch.no_grad()
+def restore(model: OneBase, weights: list[torch.Tensor]) -> None:
+    for parameter, weight in zip(model.parameters("policy"), weights, strict=True):
+        parameter.copy_(weight)
+
+
+def save(model: OneBase, optimizer: torch.optim.Optimizer, curve: list[dict], beta: float, seen: set[str], folder: Path) -> None:
+    """A checkpoint in the place of the one before. Random numbers are drawn anew from seed and step, so that none need be kept."""
+    fresh = folder / f"checkpoint-{len(curve)}"
+    fresh.mkdir(parents=True, exist_ok=True)
+    torch.save({"policy": model.parameters("policy"), "value": model.parameters("value"), "optimizer": optimizer.state_dict()}, fresh / "weights.pt")
+    write_json(fresh / "state.json", {"curve": curve, "beta": beta, "seen": sorted(seen)})
+    for other in folder.glob("checkpoint-*"):
+        if other != fresh:
+            shutil.rmtree(other)
+
+
+@torch.no_grad()
+def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str]]:
+    saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=False), json.loads((folder / "state.json").read_text())
+    for name in ("policy", "value"):
+        for parameter, weight in zip(model.parameters(name), saved[name], strict=True):
+            parameter.copy_(weight)
+    optimizer.load_state_dict(saved["optimizer"])
+    return state["curve"], state["beta"], set(state["seen"])
