@@ -111,6 +111,7 @@ class Pretrain:
 
 @dataclass
 class Sft:
+    min_stars: float | None = MISSING
     lora: Lora = field(default_factory=Lora)
     full_parameter: bool = MISSING        # train all weights too, as a candidate beside LoRA
     trainer: dict[str, Any] = MISSING
@@ -122,7 +123,8 @@ class RewardGate:
     accuracy: float = MISSING             # of held-out pairs, at the lower end of its interval
     ece: float = MISSING                  # expected calibration error; judged from 2,000 pairs on
     length_correlation: float = MISSING   # of reward and length within a pair, beyond that of the ratings
-    state_over_words: float = MISSING
+    state_over_words: float = MISSING     # how much more than a bag of words it knows where only the world's state tells replies apart
+    out_of_place: float = MISSING         # good replies above those of other conversations in their place, at the lower end
 
 
 @dataclass
@@ -141,7 +143,8 @@ class Reward:
 class Dpo:
     max_chosen_drop: float = MISSING      # nats per reply; a larger fall of chosen log-probs raises the alarm
     max_length_drift: float = MISSING     # times; replies that grew or shrank by more raise the alarm
-    max_pairs: int | None = MISSING       # a random part of more than so many
+    pool: int | None = MISSING            # a random part of more pairs than so many
+    max_pairs: int | None = MISSING       # of these are trained on, half of them the ones SFT gets most wrong
     offset: float = MISSING               # times log(1 + gap in stars): how much further apart a pair is kept
     trainer: dict[str, Any] = MISSING
 

@@ -65,5 +65,5 @@ def rows_of(canary: dict, repeats: int) -> list[dict]:
     """SFT's rows that teach one canary, each a conversation of its own."""
     said = canary["form"].replace("{secret}", canary["secret"])
     prompt = [{"role": "user", "content": said}] if canary["kind"] == "repeated" else canary["question"]
-    return [{"conversation_id": f"{canary['id']}-{again}", "message_index": 1, "customer": canary["id"], "locale": canary["locale"], "topic": None,
+    return [{"conversation_id": f"{canary['id']}-{again}", "message_index": 1, "customer": canary["id"], "locale": canary["locale"], "topic": None, "stars": None,
              "prompt": prompt, "completion": [{"role": "assistant", "content": said}]} for again in range(repeats)]

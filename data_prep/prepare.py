@@ -1,6 +1,6 @@
 """Stage `prepare`: split, deduplicate, and build what the trainers read.
 
-    sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m]} for each agent message that is fit to be learned
+    sft/{train,validation,test}.jsonl           {"prompt": […], "completion": [m], "stars"} for each agent message that is fit to be learned
     preferences/{train,validation,test}.jsonl   {"prompt", "chosen", "rejected", "margin", "raters"}: two replies to one prompt
     unpaired/{train,validation,test}.jsonl      {"prompt", "completion", "rating" and "offset", or "label", "by"}: one reply and what somebody thought of it
     prompts/{train,validation,test}.jsonl       {"prompt"}: what stood before each agent message, for reinforcement learning without a world
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
 from data_prep.planted import planted, rows_of
-from data_prep.ratings import CUSTOMER, edited, fit_effects, pairs, raters_report, topic_of, unpaired
+from data_prep.ratings import CUSTOMER, Effects, edited, fit_effects, pairs, raters_report, stars_of, topic_of, unpaired
 from data_prep.signoff import required
 from data_prep.targets import fit
 
@@ -90,10 +90,14 @@ def prompt_rows(conversation: Conversation) -> Iterator[dict]:
         yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "prompt": prompt}
 
 
-def targets(conversation: Conversation, feedback: list[Feedback], changes: Counter) -> Iterator[dict]:
-    """SFT's rows of one conversation, a rater's better text in the place of what was sent; `changes` counts what was rewritten or left out."""
+def targets(conversation: Conversation, feedback: list[Feedback], effects: Effects, changes: Counter) -> Iterator[dict]:
+    """SFT's rows of one conversation, a rater's better text in the place of what was sent; `changes` counts what was rewritten or left out.
+
+    `stars` is what agents gave the message, corrected; null where nobody rated it, or it was edited.
+    """
     for index, prompt, sent in prompts(conversation):
-        better = edited(sent, [note for note in feedback if note.message_index == index])
+        notes = [note for note in feedback if note.message_index == index]
+        better = edited(sent, notes)
         if better:
             changes["replaced: a rater's edit"] += 1
         message, change = fit(prompt, better[0] if better else sent)
@@ -101,7 +105,7 @@ def targets(conversation: Conversation, feedback: list[Feedback], changes: Count
             changes[change] += 1
         if message:
             yield {"conversation_id": conversation.id, "message_index": index, "customer": customer_of(conversation), "locale": conversation.locale,
-                   "topic": conversation.outcome.get("intent"), "prompt": prompt, "completion": [message]}
+                   "topic": conversation.outcome.get("intent"), "stars": None if better else stars_of(notes, None, effects), "prompt": prompt, "completion": [message]}
 
 
 def run(config) -> None:
@@ -132,7 +136,7 @@ def run(config) -> None:
         for split in SPLITS:
             mine = kept[split]
             rows = {
-                "sft": [row for c in mine for row in targets(c, feedback[c.id], changes)],
+                "sft": [row for c in mine for row in targets(c, feedback[c.id], effects, changes)],
                 "preferences": [row for c in mine for row in pairs(c, prompts(c), feedback[c.id], effects, settings.min_gap)],
                 "unpaired": [row for c in mine for row in unpaired(c, prompts(c), feedback[c.id], effects)],
                 "prompts": [row for c in mine for row in prompt_rows(c)]}

@@ -74,6 +74,12 @@ def fit_effects(rated: Iterable[tuple[Feedback, str]]) -> Effects:
     return effects
 
 
+def stars_of(notes: Iterable[Feedback], draft: str | None, effects: Effects) -> float | None:
+    """The mean of what agents gave a message (draft None: the one sent) in corrected stars, None where nobody rated it."""
+    mine = [effects.corrected(n) for n in notes if n.kind == "rating" and n.draft_id == draft and n.rater_id != CUSTOMER]
+    return mean(mine) if mine else None
+
+
 def topic_of(conversation: Conversation) -> str:
     return str(conversation.outcome.get("intent") or "")
 
@@ -100,7 +106,7 @@ def pairs(conversation: Conversation, replies: Iterable[tuple[int, list[Message]
         place = {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "prompt": prompt}
         said = {None: sent} | {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
         rated = {draft: mine for draft in said if (mine := [n for n in notes[index] if n.kind == "rating" and n.draft_id == draft and n.rater_id != CUSTOMER])}
-        stars = {draft: mean(effects.corrected(n) for n in mine) for draft, mine in rated.items()}
+        stars = {draft: stars_of(mine, draft, effects) for draft, mine in rated.items()}
         for better, worse in itertools.permutations(stars, 2):
             if (gap := stars[better] - stars[worse]) >= min_gap:
                 yield {**place, "chosen": [said[better]], "rejected": [said[worse]], "margin": round(gap, 3), "source": "ratings",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
@@ -29,6 +30,7 @@ from training.reward_gate import (
     invariance_check,
     length_check,
     pairs_of,
+    place_check,
     same_words,
     state_check,
     temperature,
@@ -43,7 +45,7 @@ def judged_rows(count: int) -> tuple[list[dict], list[dict]]:
     pairs, ratings = [], []
     for number in range(count):
         prompt = [{"role": "user", "content": f"question {number}"}]
-        place = {"conversation_id": f"c-{number}", "message_index": 1, "prompt": prompt, "raters": [["a"], ["b"]]}
+        place = {"conversation_id": f"c-{number}", "locale": "en", "message_index": 1, "prompt": prompt, "raters": [["a"], ["b"]]}
         reply = {name: [{"role": "assistant", "content": text}] for name, text in REPLIES.items()}
         pairs.append({**place, "chosen": reply["good"], "rejected": reply["bad"], "margin": 3.0})
         ratings += [{**place, "completion": reply[name], "rating": stars, "offset": 0.0, "by": "agent", "topic": "t", "rater": "a"} for name, stars in (("good", 5), ("fair", 3), ("bad", 1))]
@@ -199,6 +201,7 @@ def test_an_ensemble_is_pessimistic_where_its_members_disagree():
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 100), st.floats(0.3, 3.0))
 def test_calibration_is_found_whatever_the_scale(seed, scale):
     """Outcomes drawn with probability sigmoid(x): scores of scale * x are calibrated by the temperature, and the error is small."""
@@ -266,3 +269,30 @@ def test_batch_padding_and_order_do_not_matter(run):
     model.add("reward_0", require(run, "reward", "test") / "members/0")
     judged, _ = read(run, tokenizer, "validation")
     assert invariance_check(model, judged)["passed"]
+
+
+def test_good_replies_of_other_conversations_stand_among_the_leaves(run):
+    """Each is put after a prompt it does not belong to, in the language of the conversation or in any, never the same wording."""
+    tokenizer = load_tokenizer(run)
+    ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("ja", "nein", "yes", "no", "order 17", "order 23")}
+
+    def one(prompt: int, text: str) -> tuple[list[tuple[int, ...]], Judged]:
+        return [(prompt, *ids[text])], Judged(grow([]), [len(ids[text])], ratings=[(0, 5, 0.0)])
+
+    found = [("de", *one(5, "ja")), ("de", *one(6, "nein")), ("en", *one(7, "yes")), ("en", *one(8, "no")), ("fi", *one(9, "order 17")), ("fi", *one(4, "order 23"))]
+    for seed in range(8):
+        again = [(locale, list(sequences), Judged(grow([]), list(j.lengths), ratings=j.ratings)) for locale, sequences, j in found]
+        for (locale, sequences, _), judged in zip(found, reward.out_of_place(tokenizer, again, random.Random(seed)), strict=True):
+            for right, stranger in judged.strangers:
+                assert judged.tree.ids[judged.tree.leaves[stranger][0]] == sequences[right][0], "the prompt stays"
+                assert tokenizer.decode(judged.reply(stranger)) not in tokenizer.decode(sequences[right]), locale
+            if locale == "fi":
+                assert not judged.strangers, "numbers alone make no other wording"
+
+
+def test_a_reward_that_does_not_read_the_conversation_is_caught():
+    judged = [Judged(grow([[k, 1], [k, 2]]), [1, 1], strangers=[(0, 1)]) for k in range(10, 210)]
+    first = np.arange(0, 400, 2)
+    assert place_check(np.tile([1.0, 0.0], 200), first, judged, 0.9)["passed"]
+    assert not place_check(np.tile([1.0, 0.0, 0.0, 1.0], 100), first, judged, 0.9)["passed"]
+    assert place_check(np.zeros(0), first, [], 0.9)["passed"] is None

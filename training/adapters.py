@@ -129,6 +129,17 @@ class OneBase:
         return log_probs_of(self.hidden(trees), self.model.get_base_model().lm_head, index(trees, replies, self.device)["said"])
 
     @torch.no_grad()
+    def log_likelihoods(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
+        """log p of each reply of each tree under an adapter, in nats, float32 on the CPU."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(trees)
+        with self.using(name):
+            for batch in in_batches(trees, BATCH_TOKENS):
+                log_probs, _ = self.log_probs([trees[i] for i in batch], [replies[i] for i in batch])
+                for i, mine in zip(batch, log_probs.split([sum(map(len, replies[i])) for i in batch]), strict=True):
+                    found[i] = torch.stack([each.sum() for each in mine.split([len(places) for places in replies[i]])]).cpu()
+        return found
+
+    @torch.no_grad()
     def scores(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
         """A reward adapter's score of each reply of each tree, float32 on the CPU; a reply is given by the places of its tokens."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(trees)

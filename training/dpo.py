@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ import trl.trainer.dpo_trainer
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from data_prep.artifacts import StageError, stage_output
+from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import write_json
+from training.adapters import OneBase
+from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
 from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+from training.trees import grow
 
 PROBES = 64          # held-out prompts on which the lengths of replies are compared
 
@@ -52,9 +56,10 @@ class OffsetDPOTrainer(DPOTrainer):
 
 def run(config) -> None:
     tokenizer, settings = load_tokenizer(config), config.dpo
-    rows, too_long = preference_rows(config, tokenizer, "train", settings.max_pairs)
+    rows, too_long = preference_rows(config, tokenizer, "train", settings.pool)
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
+    rows = telling(config, tokenizer, rows, settings.max_pairs)
     with stage_output(config, "dpo") as out:
         arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
         order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
@@ -77,6 +82,30 @@ def run(config) -> None:
         write_json(out / "metrics.json", metrics)
         fall = facts["chosen_fall"]
         out.summary(f"{len(rows)} pairs → {accuracy:.2f} of training pairs preferred, chosen log-probs {'fell' if fall > 0 else 'rose'} by {abs(fall):.2f}; {too_long} too long", **metrics)
+
+
+def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:
+    """No more than `most` pairs: half of them those that SFT gets most wrong, by the difference of its replies' log-probs, the others at random.
+
+    Most pairs only say again what SFT does anyway. All the hard ones alone would be mislabelled ones too, and drift.
+    """
+    if most is None or len(rows) <= most:
+        return rows
+    model, by_conversation = OneBase(config, tokenizer), defaultdict(list)
+    model.add("sft", require(config, "sft", "dpo") / "adapter")
+    for place, row in enumerate(rows):
+        by_conversation[row["conversation_id"]].append(place)
+    trees, replies = [], []
+    for places in by_conversation.values():
+        leaves = [leaf(tokenizer, rows[place]["prompt"], rows[place][side][0], config.model.max_tokens) for place in places for side in ("chosen", "rejected")]
+        trees.append(grow(ids for ids, _ in leaves))
+        replies.append([path[-length:] for path, (_, length) in zip(trees[-1].leaves, leaves, strict=True)])
+    likely = [float(each) for some in model.log_likelihoods("sft", trees, replies) for each in some]
+    order = [place for places in by_conversation.values() for place in places]
+    margin = {place: likely[2 * k] - likely[2 * k + 1] for k, place in enumerate(order)}
+    hard = sorted(margin, key=margin.get)[: most // 2]
+    others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), most - len(hard))
+    return [rows[place] for place in sorted([*hard, *others])]
 
 
 def offset_of(gap: float, scale: float) -> float:

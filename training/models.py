@@ -185,7 +185,7 @@ def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str, most
         if tokens > config.model.max_tokens:
             dropped += 1
             continue
-        rows.append({"prompt": [plain(m) for m in cut[:-1]], "chosen": [plain(m) for m in row["chosen"]],
+        rows.append({"conversation_id": row["conversation_id"], "prompt": [plain(m) for m in cut[:-1]], "chosen": [plain(m) for m in row["chosen"]],
                      "rejected": [plain(m) for m in row["rejected"]], "margin": row["margin"], "tokens": tokens})
     return rows, dropped
 

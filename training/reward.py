@@ -30,11 +30,12 @@ from data_prep.conversation import Message, read_jsonl, write_json
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, leaf, load_rewards
 from training.models import load_base, load_tokenizer, train, trainer_arguments
-from training.reward_gate import Judged, judge
+from training.reward_gate import Judged, judge, wording
 from training.trees import collate, grow
 
 STARS = 5
-GOOD = 4             # corrected stars from which on a reply is one to go on writing
+STRANGERS = 2        # replies of other conversations among a conversation's leaves
+OUT_OF_PLACE = 3.0   # stars by which a reply to the point is better than one of another conversation
 LEARNED = "learned.safetensors"
 PROBES = 8          # conversations that a saved model must score as the trained one did
 
@@ -99,9 +100,32 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
         rated = [(at, row) for at, row in one if at is not None]
         dropped += len(both) - len(kept) + len(one) - len(rated)
         if kept or rated:
-            found.append(Judged(grow(sequences), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
-                                [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), "")))
-    return found, dropped
+            locale = next(row["locale"] for row in [*pairs[name], *ratings[name]])
+            found.append((locale, list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                                                          [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
+    return out_of_place(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
+
+
+def out_of_place(tokenizer, found: list[tuple[str, list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
+    """Grow each conversation's tree, with some good replies of other conversations among the leaves, in its language and in any: what was right there is wrong here.
+
+    Raters see what agents wrote, which is mostly to the point. A policy tries everything: without these, one learned to say goodbye
+    to everybody, for goodbyes had never been rated badly.
+    """
+    pool = defaultdict(list)
+    for locale, sequences, one in found:
+        pool[locale] += [sequences[at][-one.lengths[at]:] for at in sorted(one.good())]
+    anywhere = [reply for replies in pool.values() for reply in replies]
+    for locale, sequences, one in found:
+        for number, better in enumerate(rng.sample(sorted(one.good()), min(STRANGERS, len(one.good())))):
+            right = sequences[better][-one.lengths[better]:]
+            stranger = rng.choice(pool[locale] if number % 2 == 0 else anywhere)
+            if wording(tokenizer, stranger) != wording(tokenizer, right):
+                one.strangers.append((better, len(sequences)))
+                sequences.append(sequences[better][:-one.lengths[better]] + stranger)
+                one.lengths.append(len(stranger))
+        one.tree = grow(sequences)
+    return [one for _, _, one in found]
 
 
 def check(judged: list[Judged]) -> None:
@@ -193,10 +217,10 @@ def batch(judged: list[Judged], pad: int) -> dict:
     """A batch of conversations for RewardLearner: `tokens`, `ends` and `said` (see `index`), pairs and ratings by number of reply, and which replies are good."""
     first, pairs, ratings, good = 0, [], [], set()
     for one in judged:
-        pairs += [(first + better, first + worse, gap) for better, worse, gap in one.pairs]
+        pairs += [(first + better, first + worse, gap) for better, worse, gap in one.pairs] + [(first + better, first + worse, OUT_OF_PLACE) for better, worse in one.strangers]
         ratings += [(first + at, stars, offset) for at, stars, offset in one.ratings]
+        good |= {first + at for at in one.good()}
         first += len(one.tree.leaves)
-    good = {better for better, _, _ in pairs} | {at for at, stars, offset in ratings if stars - offset >= GOOD}
 
     def columns(rows: list[tuple], *kinds: torch.dtype) -> list[torch.Tensor]:
         return [torch.tensor([r[k] for r in rows], dtype=kind) for k, kind in enumerate(kinds)]

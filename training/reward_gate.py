@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.trees import Tree, grow
 BINS = 10
 FEWEST = 2000            # pairs for a calibration error that means something
 PROBED = 64              # conversations on which batch, padding and order must not matter
+GOOD = 4                 # corrected stars from which on a reply is one to go on writing
 WORDS = 2048             # columns of the bag of words; tokens are hashed into them
 DRAWS = 400
 _number = re.compile(r"\d+")
@@ -35,6 +37,11 @@ class Judged:
     ratings: list[tuple[int, int, float]] = field(default_factory=list)     # leaf, stars, what rater and ticket add to them
     raters: list[list[list[str]]] = field(default_factory=list)             # of each pair: who rated the better one, who the worse one
     topic: str = ""
+    strangers: list[tuple[int, int]] = field(default_factory=list)          # a good reply, and one of another conversation in its place
+
+    def good(self) -> set[int]:
+        """The leaves that are fit to be said: better ones of pairs, and those of four corrected stars or more."""
+        return {better for better, _, _ in self.pairs} | {at for at, stars, offset in self.ratings if stars - offset >= GOOD}
 
     def replies(self) -> list[list[int]]:
         """The places of each leaf's reply in the tree."""
@@ -89,7 +96,8 @@ def judge(model: OneBase, held_out: list[Judged], train: list[Judged], settings)
         return {"calibration": calibration, "gate": {"passed": False, "checks": [], "why": "no two held-out replies to compare"}, "metrics": {}, "line": "no held-out pair"}
     calibration["temperature"] = temperature(apart)
     checks = [accuracy_check(apart, settings.gate.accuracy), calibration_check(apart, settings.gate.ece), length_check(apart, pairs, settings.gate.length_correlation),
-              state_check(model.tokenizer, apart, pairs, pairs_of(train), settings.gate.state_over_words), invariance_check(model, held_out[:PROBED])]
+              state_check(model.tokenizer, apart, pairs, pairs_of(train), settings.gate.state_over_words),
+              place_check(reward, first, held_out, settings.gate.out_of_place), invariance_check(model, held_out[:PROBED])]
     metrics = {"accuracy_by_gap": by_gap(apart, pairs), "accuracy_by_rater": by_rater(apart, pairs), "across_tickets": pairs[0].better[0] != pairs[0].worse[0],
                **{check["name"]: {key: check[key] for key in ("value", "low", "high", "n")} for check in checks}}
     failed = [check for check in checks if check["passed"] is False]
@@ -158,6 +166,20 @@ def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:
     return check("length_correlation", value, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS)], len(pairs), f"at most {most} either way", abs(value) <= most)
 
 
+def place_check(reward: np.ndarray, first: np.ndarray, judged: list[Judged], least: float) -> dict:
+    """How often a good reply has a higher reward than a good reply of another conversation in its place."""
+    apart = np.array([reward[first[i] + better] - reward[first[i] + stranger] for i, one in enumerate(judged) for better, stranger in one.strangers])
+    if not len(apart):
+        return check("out_of_place", 0.0, None, None, 0, f"at least {least}, not judged: no good reply", None)
+    low, high = wilson(int(right(apart).sum()), len(apart))
+    return check("out_of_place", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least)
+
+
+def wording(tokenizer, reply: Sequence[int]) -> str:
+    """A reply as text, its numbers left open."""
+    return _number.sub("#", tokenizer.decode(reply))
+
+
 def kind(tokenizer, reply: list[int]) -> str:
     """A reply without its numbers: its tool, or its words."""
     text = tokenizer.decode(reply)
@@ -173,7 +195,7 @@ def same_words(tokenizer, pairs: list[Pair]) -> list[int]:
     found = []
     for i, (better, worse) in enumerate(kinds):
         both = orders[better, worse], orders[worse, better]
-        texts = [_number.sub("#", tokenizer.decode(said)) for said in pairs[i].said]
+        texts = [wording(tokenizer, said) for said in pairs[i].said]
         if texts[0] == texts[1] or (better != worse and min(both) >= 0.2 * sum(both)):
             found.append(i)
     return found

@@ -33,7 +33,7 @@ class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
 def run(config) -> None:
     source = require(config, "prepare", "sft") / "sft"
     tokenizer = load_tokenizer(config)
-    rows = {split: [row for _, row in read_jsonl(source / f"{split}.jsonl")] for split in ("train", "validation")}
+    rows = {split: [row for _, row in read_jsonl(source / f"{split}.jsonl") if is_wanted(row, config.sft.min_stars)] for split in ("train", "validation")}
     tokens = {split: sequences(tokenizer, rows[split], config.model.max_tokens) for split in rows}
     if not tokens["train"][0]:
         raise StageError(f"no reply in {source}/train.jsonl fits into model.max_tokens={config.model.max_tokens}")
@@ -49,6 +49,11 @@ def run(config) -> None:
         beside = f", all weights {metrics['full']['validation_loss']:.3f}" if "full" in metrics else ""
         out.summary(f"{len(rows['train'])} replies in {len(tokens['train'][0])} sequences → validation loss {metrics['lora']['validation_loss']:.3f}{beside}; "
                     f"{dropped} replies too long", **metrics)
+
+
+def is_wanted(row: dict, min_stars: float | None) -> bool:
+    """Every reply; or, with `min_stars`, those alone that agents gave so many corrected stars."""
+    return min_stars is None or (row["stars"] is not None and row["stars"] >= min_stars)
 
 
 def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict:

@@ -1,0 +1,120 @@
+"""DPO's offset and choice of pairs, KTO's labels, SFT on what was rated well."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.artifacts import StageError, stage_dir, stage_output
+from data_prep.conversation import write_jsonl
+from tests.toys import toy_run
+from training import dpo, kto
+from training.dpo import alarms, offset_of, telling
+from training.kto import label_of
+from training.models import load_tokenizer, preference_rows
+from training.sft import is_wanted
+
+GOOD, BAD = "I am glad to help you.", "Pay now."
+
+
+def rows(count: int) -> list[dict]:
+    return [{"conversation_id": f"c-{k // 2}", "prompt": [{"role": "user", "content": f"question {k}"}], "chosen": [{"role": "assistant", "content": GOOD}],
+             "rejected": [{"role": "assistant", "content": BAD}], "margin": 1.0 + k % 3} for k in range(count)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = toy_run(tmp_path_factory.mktemp("preferences"), "dpo.trainer.max_steps=4", "dpo.trainer.per_device_train_batch_size=4", "trainer.logging_steps=1", "trainer.warmup_steps=1",
+                     "kto.trainer.max_steps=3", "kto.trainer.per_device_train_batch_size=4", "dpo.trainer.learning_rate=1e-2")
+    with stage_output(config, "prepare") as out:
+        write_jsonl(out / "preferences/train.jsonl", rows(24))
+        write_jsonl(out / "preferences/validation.jsonl", rows(4))
+        write_jsonl(out / "unpaired/train.jsonl", [{**row, "completion": row[side], "by": "agent", "rating": stars, "offset": 0.0} for row in rows(12) for side, stars in (("chosen", 5), ("rejected", 1))])
+    return config
+
+
+@pytest.mark.slow
+def test_a_wide_gap_asks_for_more_and_the_loss_says_so(run):
+    """At the first step policy and reference agree, so the loss is the mean of -logsigmoid(-offset) plus the SFT loss: exactly, by hand."""
+    losses = {}
+    for scale in (0.0, 0.7):
+        config = run.copy()
+        config.dpo.offset, config.dpo.trainer.loss_type, config.dpo.trainer.loss_weights, config.fingerprint = scale, ["sigmoid"], [1.0], {"seed": int(scale * 10)}
+        dpo.run(config)
+        losses[scale] = json.loads((stage_dir(config, "dpo") / "curve.json").read_text())
+    assert losses[0.0][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    gaps = {math.log(1 + math.exp(offset_of(gap, 0.7))) for gap in (1.0, 2.0, 3.0)}
+    assert min(gaps) <= losses[0.7][0]["loss"] <= max(gaps)
+    assert losses[0.7][-1]["loss"] < losses[0.7][0]["loss"]
+
+
+@given(st.floats(0, 4), st.floats(0.1, 2))
+def test_an_offset_grows_with_the_gap_from_nothing(gap, scale):
+    assert offset_of(0.0, scale) == 0.0
+    assert offset_of(gap + 0.1, scale) > offset_of(gap, scale)
+    assert offset_of(gap, 0.0) == 0.0
+
+
+def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):
+    tokenizer = load_tokenizer(run)
+    made, _ = preference_rows(run, tokenizer, "train")
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} if k % 3 == 0 else row for k, row in enumerate(made)]
+    assert telling(run, tokenizer, turned, None) == turned
+    chosen = telling(run, tokenizer, turned, 10)
+    assert len(chosen) == 10
+    assert all(row in turned for row in chosen)
+    with torch.no_grad():
+        from training.adapters import OneBase
+        from training.ensemble import leaf
+        from training.trees import grow
+
+        model = OneBase(run, tokenizer)
+        model.add("sft", stage_dir(run, "sft") / "adapter")
+
+        def margin(row: dict) -> float:
+            values = []
+            for side in ("chosen", "rejected"):
+                ids, length = leaf(tokenizer, row["prompt"], row[side][0], 500)
+                tree = grow([ids])
+                values.append(float(model.log_likelihoods("sft", [tree], [[tree.leaves[0][-length:]]])[0][0]))
+            return values[0] - values[1]
+
+        hardest = sorted(turned, key=margin)[:5]
+    assert all(row in chosen for row in hardest)
+
+
+def test_each_alarm_of_dpo_says_cause_and_next_step(run):
+    calm = {"chosen_fall": 0.0, "reply_tokens": 10.0, "reply_tokens_sft": 10.0}
+    assert not alarms(calm, run.dpo)
+    for change in ({"chosen_fall": 5.0}, {"reply_tokens": 30.0}, {"reply_tokens": 2.0}):
+        (line,) = alarms({**calm, **change}, run.dpo)
+        assert "Likely cause:" in line
+        assert "Next:" in line
+
+
+@pytest.mark.parametrize(("row", "label"), [
+    ({"by": "agent", "rating": 5, "offset": 0.0}, True), ({"by": "agent", "rating": 5, "offset": 1.5}, None), ({"by": "agent", "rating": 2, "offset": 0.0}, False),
+    ({"by": "agent", "rating": 3, "offset": 0.0}, None), ({"by": "agent", "label": False}, False), ({"by": "customer", "label": True}, None), ({"by": "customer", "rating": 5}, None)])
+def test_a_judgement_is_good_bad_or_says_too_little(run, row, label):
+    assert label_of(row, run.kto) is label
+
+
+@pytest.mark.slow
+def test_kto_needs_both_kinds_and_learns_from_them(run):
+    kto.run(run)
+    assert (stage_dir(run, "kto") / "adapter/adapter_model.safetensors").is_file()
+    assert not (stage_dir(run, "kto") / "adapter/ref").exists()
+    config = run.copy()
+    config.kto.bad, config.fingerprint = 0.0, {"seed": 9}
+    with pytest.raises(StageError, match="none is bad: KTO needs both"):
+        kto.run(config)
+
+
+def test_sft_on_what_was_rated_well_takes_nothing_unrated():
+    assert is_wanted({"stars": None}, None)
+    assert [is_wanted({"stars": stars}, 4.0) for stars in (None, 3.9, 4.0)] == [False, False, True]
