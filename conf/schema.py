@@ -124,7 +124,7 @@ class RewardGate:
     ece: float = MISSING                  # expected calibration error; judged from 2,000 pairs on
     length_correlation: float = MISSING   # of reward and length within a pair, beyond that of the ratings
     state_over_words: float = MISSING     # how much more than a bag of words it knows where only the world's state tells replies apart
-    out_of_place: float = MISSING         # good replies above those of other conversations in their place, at the lower end
+    spoiled: float = MISSING              # good replies above themselves spoiled (another turn's, another conversation's, cut short, spliced), at the lower end
 
 
 @dataclass

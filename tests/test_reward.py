@@ -30,8 +30,8 @@ from training.reward_gate import (
     invariance_check,
     length_check,
     pairs_of,
-    place_check,
     same_words,
+    spoiled_check,
     state_check,
     temperature,
 )
@@ -271,28 +271,34 @@ def test_batch_padding_and_order_do_not_matter(run):
     assert invariance_check(model, judged)["passed"]
 
 
-def test_good_replies_of_other_conversations_stand_among_the_leaves(run):
-    """Each is put after a prompt it does not belong to, in the language of the conversation or in any, never the same wording."""
+def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     tokenizer = load_tokenizer(run)
-    ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("ja", "nein", "yes", "no", "order 17", "order 23")}
+    texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23")
+    ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
-    def one(prompt: int, text: str) -> tuple[list[tuple[int, ...]], Judged]:
-        return [(prompt, *ids[text])], Judged(grow([]), [len(ids[text])], ratings=[(0, 5, 0.0)])
+    def one(prompt: int, *said: str) -> tuple[list[tuple[int, ...]], Judged]:
+        return [(prompt + k, *ids[text]) for k, text in enumerate(said)], Judged(grow([]), [len(ids[text]) for text in said], ratings=[(k, 5, 0.0) for k in range(len(said))])
 
-    found = [("de", *one(5, "ja")), ("de", *one(6, "nein")), ("en", *one(7, "yes")), ("en", *one(8, "no")), ("fi", *one(9, "order 17")), ("fi", *one(4, "order 23"))]
-    for seed in range(8):
-        again = [(locale, list(sequences), Judged(grow([]), list(j.lengths), ratings=j.ratings)) for locale, sequences, j in found]
-        for (locale, sequences, _), judged in zip(found, reward.out_of_place(tokenizer, again, random.Random(seed)), strict=True):
-            for right, stranger in judged.strangers:
-                assert judged.tree.ids[judged.tree.leaves[stranger][0]] == sequences[right][0], "the prompt stays"
-                assert tokenizer.decode(judged.reply(stranger)) not in tokenizer.decode(sequences[right]), locale
-            if locale == "fi":
-                assert not judged.strangers, "numbers alone make no other wording"
+    ways = set()
+    for seed in range(40):
+        found = [("de", *one(5, "ja, das geht", "nein, das nicht")), ("en", *one(8, "yes, of course", "no, I am sorry")), ("fi", *one(11, "order 17")), ("fi", *one(14, "order 23"))]
+        before = [list(sequences) for _, sequences, _ in found]
+        for sequences, judged in zip(before, reward.spoil(tokenizer, found, random.Random(seed)), strict=True):
+            for right, wrong, way in judged.spoiled:
+                ways.add(way)
+                assert judged.tree.ids[judged.tree.leaves[wrong][0]] == sequences[right][0], "the prompt stays"
+                made, good = tokenizer.decode(judged.reply(wrong)), tokenizer.decode(sequences[right][1:])
+                assert made != good
+                if way == "cut short":
+                    assert good.startswith(made.removesuffix("<|im_end|>"))
+                if way == "another conversation" and good.startswith("order"):
+                    raise AssertionError("another number is no other wording")
+    assert ways == set(reward.WAYS)
 
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():
-    judged = [Judged(grow([[k, 1], [k, 2]]), [1, 1], strangers=[(0, 1)]) for k in range(10, 210)]
+    judged = [Judged(grow([[k, 1], [k, 2]]), [1, 1], spoiled=[(0, 1, "cut short")]) for k in range(10, 210)]
     first = np.arange(0, 400, 2)
-    assert place_check(np.tile([1.0, 0.0], 200), first, judged, 0.9)["passed"]
-    assert not place_check(np.tile([1.0, 0.0, 0.0, 1.0], 100), first, judged, 0.9)["passed"]
-    assert place_check(np.zeros(0), first, [], 0.9)["passed"] is None
+    assert spoiled_check(np.tile([1.0, 0.0], 200), first, judged, 0.9)["passed"]
+    assert not spoiled_check(np.tile([1.0, 0.0, 0.0, 1.0], 100), first, judged, 0.9)["passed"]
+    assert spoiled_check(np.zeros(0), first, [], 0.9)["passed"] is None

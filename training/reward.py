@@ -34,8 +34,8 @@ from training.reward_gate import Judged, judge, wording
 from training.trees import collate, grow
 
 STARS = 5
-STRANGERS = 2        # replies of other conversations among a conversation's leaves
-OUT_OF_PLACE = 3.0   # stars by which a reply to the point is better than one of another conversation
+SPOILED = 4          # spoiled replies among a conversation's leaves
+SPOILT = 3.0         # stars by which a reply is better than itself spoiled
 LEARNED = "learned.safetensors"
 PROBES = 8          # conversations that a saved model must score as the trained one did
 
@@ -72,15 +72,15 @@ def run(config) -> None:
 def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
     """What was judged in a split, a tree a conversation, and how many judgements were dropped because their reply is too long.
 
-    Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
+    An agent's thumb counts as the most or the fewest stars. Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
     """
     folder, sources, dropped = require(config, "prepare", "reward"), config.reward.sources, 0
     pairs, ratings = defaultdict(list), defaultdict(list)
     for _, row in read_jsonl(folder / f"preferences/{split}.jsonl"):
         pairs[row["conversation_id"]].append(row)
     for _, row in read_jsonl(folder / f"unpaired/{split}.jsonl"):
-        if row["by"] == "agent" and "rating" in row:
-            ratings[row["conversation_id"]].append(row)
+        if row["by"] == "agent":
+            ratings[row["conversation_id"]].append(row if "rating" in row else {**row, "rating": STARS if row["label"] else 1, "offset": 0.0})
     found = []
     for name in dict.fromkeys([*pairs, *ratings]):
         sequences: dict[tuple[int, ...], int] = {}
@@ -103,29 +103,45 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
             locale = next(row["locale"] for row in [*pairs[name], *ratings[name]])
             found.append((locale, list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
                                                           [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
-    return out_of_place(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
+    return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
 
 
-def out_of_place(tokenizer, found: list[tuple[str, list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
-    """Grow each conversation's tree, with some good replies of other conversations among the leaves, in its language and in any: what was right there is wrong here.
+def spoil(tokenizer, found: list[tuple[str, list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
+    """Grow each conversation's tree, with some of its good replies spoiled among the leaves.
 
-    Raters see what agents wrote, which is mostly to the point. A policy tries everything: without these, one learned to say goodbye
-    to everybody, for goodbyes had never been rated badly.
+    Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
+    everybody, for goodbyes had never been rated badly, and another to look an order up twice.
     """
     pool = defaultdict(list)
     for locale, sequences, one in found:
         pool[locale] += [sequences[at][-one.lengths[at]:] for at in sorted(one.good())]
     anywhere = [reply for replies in pool.values() for reply in replies]
     for locale, sequences, one in found:
-        for number, better in enumerate(rng.sample(sorted(one.good()), min(STRANGERS, len(one.good())))):
-            right = sequences[better][-one.lengths[better]:]
-            stranger = rng.choice(pool[locale] if number % 2 == 0 else anywhere)
-            if wording(tokenizer, stranger) != wording(tokenizer, right):
-                one.strangers.append((better, len(sequences)))
-                sequences.append(sequences[better][:-one.lengths[better]] + stranger)
-                one.lengths.append(len(stranger))
+        good = sorted(one.good())
+        own = [sequences[at][-one.lengths[at]:] for at in good]
+        for at in rng.sample(good, min(SPOILED, len(good))):
+            right, name = sequences[at][-one.lengths[at]:], rng.choice(list(WAYS))
+            wrong = WAYS[name](right, own, pool[locale], anywhere, rng)
+            if wording(tokenizer, wrong) != wording(tokenizer, right):
+                one.spoiled.append((at, len(sequences), name))
+                sequences.append((*sequences[at][:-one.lengths[at]], *wrong))
+                one.lengths.append(len(wrong))
         one.tree = grow(sequences)
     return [one for _, _, one in found]
+
+
+def cut_short(right, own, pool, anywhere, rng):
+    return (*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1])
+
+
+def spliced(right, own, pool, anywhere, rng):
+    other = rng.choice(anywhere)
+    return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
+
+
+# A reply that was right at another turn of the conversation, or in another one; one that breaks off; one that goes on as another.
+WAYS = {"another turn": lambda right, own, pool, anywhere, rng: rng.choice(own), "another conversation": lambda right, own, pool, anywhere, rng: rng.choice(pool),
+        "another language": lambda right, own, pool, anywhere, rng: rng.choice(anywhere), "cut short": cut_short, "spliced": spliced}
 
 
 def check(judged: list[Judged]) -> None:
@@ -217,7 +233,7 @@ def batch(judged: list[Judged], pad: int) -> dict:
     """A batch of conversations for RewardLearner: `tokens`, `ends` and `said` (see `index`), pairs and ratings by number of reply, and which replies are good."""
     first, pairs, ratings, good = 0, [], [], set()
     for one in judged:
-        pairs += [(first + better, first + worse, gap) for better, worse, gap in one.pairs] + [(first + better, first + worse, OUT_OF_PLACE) for better, worse in one.strangers]
+        pairs += [(first + better, first + worse, gap) for better, worse, gap in one.pairs] + [(first + better, first + worse, SPOILT) for better, worse, _ in one.spoiled]
         ratings += [(first + at, stars, offset) for at, stars, offset in one.ratings]
         good |= {first + at for at in one.good()}
         first += len(one.tree.leaves)

@@ -37,7 +37,7 @@ class Judged:
     ratings: list[tuple[int, int, float]] = field(default_factory=list)     # leaf, stars, what rater and ticket add to them
     raters: list[list[list[str]]] = field(default_factory=list)             # of each pair: who rated the better one, who the worse one
     topic: str = ""
-    strangers: list[tuple[int, int]] = field(default_factory=list)          # a good reply, and one of another conversation in its place
+    spoiled: list[tuple[int, int, str]] = field(default_factory=list)       # a good reply, a spoiled one in its place, and how it was spoiled
 
     def good(self) -> set[int]:
         """The leaves that are fit to be said: better ones of pairs, and those of four corrected stars or more."""
@@ -97,7 +97,7 @@ def judge(model: OneBase, held_out: list[Judged], train: list[Judged], settings)
     calibration["temperature"] = temperature(apart)
     checks = [accuracy_check(apart, settings.gate.accuracy), calibration_check(apart, settings.gate.ece), length_check(apart, pairs, settings.gate.length_correlation),
               state_check(model.tokenizer, apart, pairs, pairs_of(train), settings.gate.state_over_words),
-              place_check(reward, first, held_out, settings.gate.out_of_place), invariance_check(model, held_out[:PROBED])]
+              spoiled_check(reward, first, held_out, settings.gate.spoiled), invariance_check(model, held_out[:PROBED])]
     metrics = {"accuracy_by_gap": by_gap(apart, pairs), "accuracy_by_rater": by_rater(apart, pairs), "across_tickets": pairs[0].better[0] != pairs[0].worse[0],
                **{check["name"]: {key: check[key] for key in ("value", "low", "high", "n")} for check in checks}}
     failed = [check for check in checks if check["passed"] is False]
@@ -166,13 +166,15 @@ def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:
     return check("length_correlation", value, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS)], len(pairs), f"at most {most} either way", abs(value) <= most)
 
 
-def place_check(reward: np.ndarray, first: np.ndarray, judged: list[Judged], least: float) -> dict:
-    """How often a good reply has a higher reward than a good reply of another conversation in its place."""
-    apart = np.array([reward[first[i] + better] - reward[first[i] + stranger] for i, one in enumerate(judged) for better, stranger in one.strangers])
+def spoiled_check(reward: np.ndarray, first: np.ndarray, judged: list[Judged], least: float) -> dict:
+    """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, cut short, spliced."""
+    ways = np.array([way for one in judged for _, _, way in one.spoiled])
+    apart = np.array([reward[first[i] + better] - reward[first[i] + worse] for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
     if not len(apart):
-        return check("out_of_place", 0.0, None, None, 0, f"at least {least}, not judged: no good reply", None)
+        return check("spoiled", 0.0, None, None, 0, f"at least {least}, not judged: no good reply", None)
     low, high = wilson(int(right(apart).sum()), len(apart))
-    return check("out_of_place", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least)
+    return check("spoiled", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least) | {
+        "by_way": {str(way): {"value": float(right(apart[ways == way]).mean()), "n": int((ways == way).sum())} for way in sorted(set(ways))}}
 
 
 def wording(tokenizer, reply: Sequence[int]) -> str:
