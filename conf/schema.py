@@ -69,7 +69,7 @@ class Tracking:
 @dataclass
 class Generate:
     conversations: int = MISSING
-    drafts: float = MISSING               # how many of the messages where a colleague would differ get that draft
+    drafts: float = MISSING               # how many of the messages where colleagues would differ get their drafts
 
 
 @dataclass

@@ -98,6 +98,25 @@ def test_the_archive_is_the_same_on_every_run_and_of_mixed_quality(pack):
         assert all(Feedback.from_record(f).conversation_id == conversation["id"] for f in feedback)
 
 
+def test_drafts_err_both_ways_so_that_words_alone_tell_nothing(pack):
+    """To refund is better than to refuse in one case and worse in another; what was sent is the same with and without drafts."""
+    orders = Counter()
+    made = list(archive(pack, 600, seed=2, drafts=1.0))
+    for conversation, _, truth in made:
+        replies = {}
+        for note in truth:
+            replies.setdefault(note["message_index"], []).append(note)
+        for place, notes in replies.items():
+            assert {n.get("draft_id") for n in notes} == {None, *(d["id"] for d in conversation["messages"][place].get("drafts", []))}
+            orders.update((a["act"], b["act"]) for a in notes for b in notes if a["quality"] > b["quality"] + 0.3)
+    for deed, refusal in (("call issue_refund", "say refuse_return"), ("call extend_due_date", "say refuse_extension"), ("call cancel_order", "say refuse_cancel")):
+        assert orders[deed, refusal] >= 10
+        assert orders[refusal, deed] >= 10
+    plain = list(archive(pack, 600, seed=2, drafts=0.0))
+    sent = [[(m["role"], m["content"]) for c, _, _ in some for m in c["messages"]] for some in (made, plain)]
+    assert sent[0] == sent[1]
+
+
 def test_wrong_habits_are_the_majority_in_some_scenarios_and_right_ones_in_most(pack):
     """Imitating the most frequent behaviour must be mediocre: not perfect, not hopeless."""
     shares = {}

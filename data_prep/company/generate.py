@@ -1,6 +1,6 @@
 """Stage `generate`: a company pack writes its own archive, so that the product runs with no download.
 
-Scripted agents of mixed quality talk to scripted customers; some messages get a second draft; raters of differing
+Scripted agents of mixed quality talk to scripted customers; colleagues draft other replies beside theirs; raters of differing
 severity rate messages and drafts. Out come `conversations.jsonl`, `feedback.jsonl` (what a helpdesk would export) and
 `truth.jsonl` (how good each reply really was), which nothing but a check ever reads.
 
@@ -59,8 +59,8 @@ class ScriptedAgent:
         if place is not None:
             self.steps.insert(place + 1, (self.steps[place][0], "wrong"))
 
-    def next(self, customer: Customer) -> tuple[dict, dict, dict | None] | None:
-        """The next message, the truth about it, and perhaps a colleague's draft of the same message; None when done."""
+    def next(self, customer: Customer) -> tuple[dict, dict, list[dict]] | None:
+        """The next message, the truth about it, and colleagues' drafts of the same message; None when done."""
         while self.at < len(self.steps) and self._is_needless(self.steps[self.at], customer):
             self.at += 1
         if self.at == len(self.steps):
@@ -68,7 +68,7 @@ class ScriptedAgent:
         (step, rightness), self.at = self.steps[self.at], self.at + 1
         message = self._message(step, self.style, self.rng)
         truth = {"act": " ".join(step), "quality": QUALITY[rightness, self.style]}
-        return message, truth, self._draft(step, rightness, message, customer)
+        return message, truth, self._drafts(step, rightness, message, customer)
 
     def _is_needless(self, entry: tuple, customer: Customer) -> bool:
         (verb, thing), rightness = entry
@@ -76,26 +76,30 @@ class ScriptedAgent:
             return thing in customer.given and rightness == "right"
         return (verb, thing) == ("say", "stay_firm") and customer.state != "insisted"
 
-    def _draft(self, step: tuple, rightness: str, message: dict, customer: Customer) -> dict | None:
-        """What a colleague would have sent here, with its truth: for a wrong step the right one; for a right one somebody's habit, what would be
-        right in a case that looks alike, a question that was answered, a slip of the pen, or the same in another style. None where it would be the same."""
-        rng, style = self.colleague, self.colleague.choice(["kind", "curt"])
-        if rightness == "wrong":
-            original = self._instead_of(step)
-            acts = [((original, "right", False), 1)] if original else []
-        else:
-            asked = ("ask", rng.choice(sorted(customer.given))) if customer.given else None
-            acts = [((other, "wrong", False), weight) for other, weight in ((self._tempting(step), 5), (self._mistaken(step), 5), (asked, 1)) if other]
-            acts += [((step, "wrong", True), 1), ((step, "right", False), 1)]
-        if not acts:
-            return None
-        other, rightness, slips = rng.choices([act for act, _ in acts], [weight for _, weight in acts])[0]
-        draft = self._message(other, style, rng)
-        if slips:
-            draft = slip(draft, self.world, rng)
-        truth = {"act": " ".join(other) + (", with a slip" if slips else ""), "quality": QUALITY[rightness, style]}
-        is_same = draft is None or (draft["content"], _asked(draft)) == (message["content"], _asked(message))
-        return None if is_same else {**draft, "truth": truth}
+    def _drafts(self, step: tuple, rightness: str, message: dict, customer: Customer) -> list[dict]:
+        """What colleagues would have sent here, with its truth; two of them where people decide differently, one elsewhere, none where it would be the same.
+
+        For a wrong step the right one, and what would be right in a case that looks alike; for a right one also somebody's habit, a question
+        that was answered, a slip of the pen, or the same in another style.
+        """
+        rng = self.colleague
+        right = step if rightness == "right" else self._instead_of(step)
+        if right is None:
+            return []
+        asked = ("ask", rng.choice(sorted(customer.given))) if customer.given else None
+        decisions = [((other, "wrong", False), 5) for other in (self._tempting(right), self._mistaken(right)) if other and other != step]
+        acts = [*decisions, ((right, "right", False), 1 if rightness == "right" else 9), *([((asked, "wrong", False), 1)] if asked else []), *([((step, "wrong", True), 1)] if rightness == "right" else [])]
+        made, seen = [], [(message["content"], _asked(message))]
+        for _ in range(2 if decisions else 1):
+            number = rng.choices(range(len(acts)), [weight for _, weight in acts])[0]
+            (other, is_right, slips), _ = acts.pop(number)
+            style = rng.choice(["kind", "curt"])
+            draft = self._message(other, style, rng)
+            draft = slip(draft, self.world, rng) if slips else draft
+            if draft is not None and (said := (draft["content"], _asked(draft))) not in seen:
+                seen.append(said)
+                made.append({**draft, "truth": {"act": " ".join(other) + (", with a slip" if slips else ""), "quality": QUALITY[is_right, style]}})
+        return made
 
     def _instead_of(self, step: tuple) -> tuple | None:
         """The scenario's own step, where this one is a habit's; after a question asked twice what comes next."""
@@ -109,6 +113,8 @@ class ScriptedAgent:
     def _mistaken(self, step: tuple) -> tuple | None:
         """What comes here in another case of the same intent that went alike so far: who looks badly takes one for the other."""
         mine = self.world.scenario
+        if step not in mine["steps"]:
+            return None
         place = mine["steps"].index(step)
         alike = [s["steps"][place] for s in self.world.pack.scenarios if s["intent"] == mine["intent"] and s["steps"][:place] == mine["steps"][:place] and len(s["steps"]) > place]
         others = [other for other in alike if other != step]
@@ -178,12 +184,12 @@ def converse(world: World, profile: dict, rng: random.Random, drafts: float) -> 
         reply = agent.next(customer)
         if reply is None:       # out of ideas: an agent who has nothing more to do says the last thing again
             last = next(m for m in reversed(messages) if m["role"] == "assistant")
-            reply = ({"role": "assistant", "content": last["content"]}, {"act": "repeat", "quality": QUALITY["wrong", profile["style"]]}, None)
-        message, note, draft = reply
+            reply = ({"role": "assistant", "content": last["content"]}, {"act": "repeat", "quality": QUALITY["wrong", profile["style"]]}, [])
+        message, note, colleagues = reply
         truth.append({"message_index": len(messages), **note})
-        if draft is not None and rng.random() < drafts:
-            truth.append({"message_index": len(messages), "draft_id": "d1", **draft.pop("truth")})
-            message["drafts"] = [{"id": "d1", **{k: v for k, v in draft.items() if k != "role"}}]
+        if colleagues and rng.random() < drafts:
+            truth += [{"message_index": len(messages), "draft_id": f"d{number}", **draft.pop("truth")} for number, draft in enumerate(colleagues, 1)]
+            message["drafts"] = [{"id": f"d{number}", **{k: v for k, v in draft.items() if k != "role"}} for number, draft in enumerate(colleagues, 1)]
         messages.append({**message, "author_id": profile["id"]})
         if message["content"]:
             world.hear(message["content"])
