@@ -82,6 +82,7 @@ def prepared(config, rows: list[dict]) -> None:
     judged = [{"conversation_id": f"j-{number}", "message_index": len(row["prompt"]), "locale": "en", "topic": row["kind"], "prompt": row["prompt"], "completion": [row["reply"]],
                "by": "agent", "rater": "r", "label": row["label"], "test": is_test(row)} for number, row in enumerate(rows)]
     with stage_output(config, "prepare") as out:
+        write_json(out / "report.json", {"raters": {}})
         for split in ("train", "validation", "test"):
             write_jsonl(out / f"sft/{split}.jsonl", targets if split == "train" else [])
             write_jsonl(out / f"preferences/{split}.jsonl", [])

@@ -171,6 +171,8 @@ class Ppo:
     max_replies: int = MISSING            # assistant messages after which a conversation is given up
     temperature: float = MISSING
     rollout_batch: int = MISSING
+    vllm: str | None = MISSING            # the address of a running vLLM
+    max_disagreement: float = MISSING
     batch_tokens: int = MISSING
     epochs: int = MISSING
     minibatches: int = MISSING

@@ -17,6 +17,7 @@ from training import dpo, kto
 from training.dpo import alarms, offset_of, telling
 from training.kto import label_of
 from training.models import load_tokenizer, preference_rows
+from training.rollouts import kl_from_sft
 from training.sft import is_wanted
 
 GOOD, BAD = "I am glad to help you.", "Pay now."
@@ -34,6 +35,8 @@ def run(tmp_path_factory):
     with stage_output(config, "prepare") as out:
         write_jsonl(out / "preferences/train.jsonl", rows(24))
         write_jsonl(out / "preferences/validation.jsonl", rows(4))
+        for split in ("train", "validation"):
+            write_jsonl(out / f"prompts/{split}.jsonl", rows(6))
         write_jsonl(out / "unpaired/train.jsonl", [{**row, "completion": row[side], "by": "agent", "rating": stars, "offset": 0.0} for row in rows(12) for side, stars in (("chosen", 5), ("rejected", 1))])
     return config
 
@@ -51,6 +54,11 @@ def test_a_wide_gap_asks_for_more_and_the_loss_says_so(run):
     gaps = {math.log(1 + math.exp(offset_of(gap, 0.7))) for gap in (1.0, 2.0, 3.0)}
     assert min(gaps) <= losses[0.7][0]["loss"] <= max(gaps)
     assert losses[0.7][-1]["loss"] < losses[0.7][0]["loss"]
+    assert json.loads((stage_dir(run, "dpo") / "metrics.json").read_text())["kl"] > 0.01, "it has moved away from sft"
+
+
+def test_sft_is_no_distance_from_itself(run):
+    assert kl_from_sft(run, load_tokenizer(run), stage_dir(run, "sft") / "adapter") == pytest.approx(0, abs=1e-5)
 
 
 @given(st.floats(0, 4), st.floats(0.1, 2))

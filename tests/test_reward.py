@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
-from data_prep.conversation import write_jsonl
+from data_prep.conversation import write_json, write_jsonl
 from tests.toys import toy_run
 from training import reward
 from training.adapters import OneBase
@@ -58,6 +58,7 @@ def run(tmp_path_factory):
     config = toy_run(tmp_path_factory.mktemp("reward"), "reward.trainer.max_steps=12", "reward.trainer.save_steps=4", "reward.gate.accuracy=0.6", "trainer.warmup_steps=1",
                      "reward.trainer.learning_rate=1e-2", "reward.trainer.per_device_train_batch_size=4")
     with stage_output(config, "prepare") as out:
+        write_json(out / "report.json", {"raters": {"a": {"ratings": 9, "mean": 3.0, "spread": 1.0, "severity": -0.5, "shared": 2, "apart": 1.0, "apart_corrected": 0.5}}})
         for split, count in (("train", 60), ("validation", 20), ("test", 5)):
             pairs, ratings = judged_rows(count)
             write_jsonl(out / f"preferences/{split}.jsonl", pairs)
@@ -115,6 +116,8 @@ def test_the_stage_learns_what_is_better_passes_its_gate_and_goes_on_after_a_kil
     assert accuracy["n"] == 25
     assert next(c for c in gate["checks"] if c["name"] == "calibration_error")["passed"] is None, "25 pairs say nothing of calibration"
     assert metrics["accuracy_by_rater"].keys() == {"a", "b"}
+    page = (folder / "report.html").read_text()
+    assert all(f">{name}<" in page for name in ("accuracy", "spoiled", "invariance", "-0.50", "Raters"))
     tokenizer = load_tokenizer(run)
     model = OneBase(run, tokenizer)
     model.add("reward_0", folder / "members/0")

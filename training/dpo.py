@@ -24,6 +24,7 @@ from training.adapters import OneBase
 from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
 from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+from training.rollouts import kl_from_sft
 from training.trees import grow
 
 PROBES = 64          # held-out prompts on which the lengths of replies are compared
@@ -75,13 +76,15 @@ def run(config) -> None:
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
         model.set_adapter("ref")
         facts["reply_tokens_sft"] = reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)
+        facts["kl"] = kl_from_sft(config, tokenizer, out / "adapter")
         for line in alarms(facts, settings):
             print(line, flush=True)
         accuracy = curve[-1].get("rewards/accuracies", float("nan"))
         metrics = {"pairs": len(rows), "dropped_too_long": too_long, "loss": curve[-1]["loss"], "train_accuracy": accuracy, **facts}
         write_json(out / "metrics.json", metrics)
         fall = facts["chosen_fall"]
-        out.summary(f"{len(rows)} pairs → {accuracy:.2f} of training pairs preferred, chosen log-probs {'fell' if fall > 0 else 'rose'} by {abs(fall):.2f}; {too_long} too long", **metrics)
+        out.summary(f"{len(rows)} pairs → {accuracy:.2f} of training pairs preferred, chosen log-probs {'fell' if fall > 0 else 'rose'} by {abs(fall):.2f}, "
+                    f"{facts['kl']:.2f} nats a reply from sft; {too_long} too long", **metrics)
 
 
 def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:

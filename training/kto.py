@@ -19,6 +19,7 @@ from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
 from training.labelled import add_head_of_labelled
 from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, train, trainer_arguments
+from training.rollouts import kl_from_sft
 
 
 def label_of(row: dict, settings) -> bool | None:
@@ -58,6 +59,6 @@ def run(config) -> None:
         curve = train(trainer, Path(out))
         trainer.save_model(str(out / "adapter"))
         shutil.rmtree(out / "adapter" / "ref", ignore_errors=True)
-        metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"]}
+        metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
-        out.summary(f"{good} good and {len(rows) - good} bad replies → loss {curve[-1]['loss']:.3f}; {dropped} too long", **metrics)
+        out.summary(f"{good} good and {len(rows) - good} bad replies → loss {curve[-1]['loss']:.3f}, {metrics['kl']:.2f} nats a reply from sft; {dropped} too long", **metrics)

@@ -31,7 +31,7 @@ from training.alarms import alarms
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
 from training.models import last_checkpoint, load_tokenizer, track
-from training.rollouts import Episode, answer, play, with_transformers
+from training.rollouts import Episode, Local, Vllm, answer, check_sampler, play
 from training.trees import Tree, in_batches
 
 
@@ -131,6 +131,7 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     ended = torch.tensor([turn.reply[-1] == end for episode in episodes for turn in episode.turns])
     scores = scores - settings.missing_end_penalty * ~ended
     old, ref = (by_tree(model, name, trees, replies, settings.batch_tokens, lambda m, t, r: m.log_probs(t, r)[0]) for name in ("policy", "ref"))
+    check_sampler(episodes, old, settings.max_disagreement)
     values = by_tree(model, "value", trees, replies, settings.batch_tokens, values_of)
     samples, first = [], 0
     for i, tree in enumerate(trees):
@@ -234,7 +235,8 @@ def load_players(config, tokenizer) -> OneBase:
 def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: Path, group: Group) -> list[dict]:
     """Steps until there are enough or the KL budget is spent; goes on from the last checkpoint. Returns the curve; the policy is in the model."""
     settings, tokenizer = config.ppo, model.tokenizer
-    generate = with_transformers(model, "policy", config.model.max_new_tokens, settings.temperature, settings.rollout_batch)
+    generate = (Vllm(settings.vllm, model, "policy", out / "vllm", config.model.max_new_tokens, settings.temperature) if settings.vllm
+                else Local(model, "policy", config.model.max_new_tokens, settings.temperature, settings.rollout_batch))
     pack = load_pack(config.company) if config.company else None
     rows = [] if pack else [row for _, row in read_jsonl(require(config, "prepare", "ppo") / "prompts/train.jsonl")]
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
@@ -247,6 +249,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
         numbers = [step * settings.episodes + i for i in range(group.rank, settings.episodes, group.size)]
         room = min(config.model.max_new_tokens, config.model.max_tokens // 2)
+        generate.refresh()
         episodes = (play(generate, tokenizer, pack, numbers, config.seed, settings.max_replies, config.model.max_tokens, room) if pack
                     else answer(generate, tokenizer, rows, numbers, config.seed, config.model.max_tokens, room))
         samples, entry = appraise(model, episodes, reward, beta, settings, group)

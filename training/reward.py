@@ -4,6 +4,7 @@
     reward/held_out/         one more, taught by other conversations, that no policy is trained against: is a rising reward real?
     reward/calibration.json  each model's mean and spread, and the temperature that makes sigmoid((r - r') / T) the chance that r is better
     reward/gate.json         what must hold before a policy may be trained against it, and whether it does
+    reward/report.html       the same to look at, and the raters
 
 A model learns from pairs (Bradley-Terry, with the gap in corrected stars as margin) and from single ratings (ordered logit: learned cut
 points between the stars, shifted by what rater and ticket add), so that an archive with one reply per prompt can teach one too. Each starts
@@ -27,6 +28,7 @@ from transformers import Trainer, TrainingArguments
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Message, read_jsonl, write_json
+from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, leaf, load_rewards
 from training.models import load_base, load_tokenizer, train, trainer_arguments
@@ -58,6 +60,7 @@ def run(config) -> None:
         found = judge(model, [*judged["validation"], *judged["test"]], judged["train"], settings)
         write_json(out / "calibration.json", found["calibration"])
         write_json(out / "gate.json", found["gate"])
+        reward_report.write(config, Path(out) / "report.html", found)
         count = sum(len(j.pairs) for j in judged["train"]), sum(len(j.ratings) for j in judged["train"])
         metrics = {"pairs": count[0], "ratings": count[1], "dropped_too_long": dropped, "loss": [curve[-1]["loss"] for curve in curves], **found["metrics"]}
         write_json(out / "metrics.json", metrics)

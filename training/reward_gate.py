@@ -132,12 +132,17 @@ def chances(apart: np.ndarray) -> np.ndarray:
     return np.where(halves == 0, *(1 / (1 + np.exp(-apart / temperature(apart[halves == other]))) for other in (1, 0)))
 
 
-def calibration_error(p: np.ndarray) -> float:
-    """Expected calibration error of the surer answer: over bins of confidence, |share right - mean confidence| by the bin's share of pairs."""
+def bins_of(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By bin of confidence in the surer answer, each (BINS,): how many pairs, their confidences' sum, how many of the answers are right."""
     confidence, correct = np.maximum(p, 1 - p), (p > 0.5) + (p == 0.5) / 2
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    n = np.bincount(bins, minlength=BINS)
-    return float(np.abs(np.bincount(bins, correct, BINS) - np.bincount(bins, confidence, BINS))[n > 0].sum() / len(p))
+    return np.bincount(bins, minlength=BINS), np.bincount(bins, confidence, BINS), np.bincount(bins, correct, BINS)
+
+
+def calibration_error(p: np.ndarray) -> float:
+    """Expected calibration error of the surer answer: over bins of confidence, |share right - mean confidence| by the bin's share of pairs."""
+    _, confidence, correct = bins_of(p)
+    return float(np.abs(correct - confidence).sum() / len(p))
 
 
 def calibration_check(apart: np.ndarray, most: float) -> dict:
@@ -145,7 +150,8 @@ def calibration_check(apart: np.ndarray, most: float) -> dict:
     value = calibration_error(p)
     drawn = sorted(calibration_error(p[rng.integers(0, len(p), len(p))]) for _ in range(DRAWS))
     needed = f"at most {most}" + ("" if len(p) >= FEWEST else f", not judged: {len(p)} pairs, of {FEWEST} needed")
-    return check("calibration_error", value, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS)], len(p), needed, value <= most if len(p) >= FEWEST else None)
+    drawing = [{"confidence": c / n, "right": r / n, "n": int(n)} for n, c, r in zip(*bins_of(p), strict=True) if n]
+    return check("calibration_error", value, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS)], len(p), needed, value <= most if len(p) >= FEWEST else None) | {"bins": drawing}
 
 
 def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:

@@ -18,7 +18,7 @@ from data_prep.conversation import read_jsonl, write_json
 from training.adapters import OneBase
 from training.ensemble import load_rewards, rewards
 from training.models import load_tokenizer, plain, train, trainer_arguments
-from training.rollouts import prompt_ids
+from training.rollouts import kl_from_sft, prompt_ids
 from training.trees import grow
 
 
@@ -50,6 +50,6 @@ def run(config) -> None:
         curve = train(trainer, Path(out))
         model.save("default", out / "adapter")
         logged = [entry["reward"] for entry in curve if "reward" in entry]
-        metrics = {"prompts": len(dataset), "reward_first": logged[0], "reward_last": logged[-1], "kl": curve[-1].get("kl")}
+        metrics = {"prompts": len(dataset), "reward_first": logged[0], "reward_last": logged[-1], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
-        out.summary(f"{len(dataset)} prompts → reward {logged[0]:.2f} to {logged[-1]:.2f}", **metrics)
+        out.summary(f"{len(dataset)} prompts → reward {logged[0]:.2f} to {logged[-1]:.2f}, {metrics['kl']:.2f} nats a reply from sft", **metrics)

@@ -1,25 +1,29 @@
 """What a policy does when it is let loose: conversations in the company pack's world, or single replies to the archive's prompts.
 
-Sampling goes through one seam, `Generate`: token ids in, token ids out. A reply is kept as the tokens that were drawn, never as its text
+Sampling goes through one seam: `Local` or `Vllm`, called with prompts as token ids and a seed, gives turns. A reply is kept as the tokens that were drawn, never as its text
 tokenised again, for the two may differ and then the probabilities are of something that was not said.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import shutil
+import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import httpx
 import torch
 
+from data_prep.artifacts import StageError, require
 from data_prep.company.pack import Pack
 from data_prep.company.talk import Talk, draw_talk
-from data_prep.conversation import Message, chat_message, truncate
+from data_prep.conversation import Message, chat_message, read_jsonl, truncate
 from data_prep.hermes import parse_reply
 from training.adapters import OneBase
 from training.trees import Tree, grow
 
-Generate = Callable[[list[list[int]], int], list[list[int]]]        # prompts and a seed → replies, with their end token where one came
+PROBES = 128          # held-out prompts on which a policy's distance from SFT is measured
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Turn:
 
     prompt: list[int]
     reply: list[int]
+    drawn: list[float] | None = None        # log-probs of the reply's tokens as the sampler says, where it is another program
 
 
 @dataclass
@@ -43,23 +48,81 @@ class Episode:
         return tree, [path[-len(turn.reply):] for path, turn in zip(tree.leaves, self.turns, strict=True)]
 
 
-def with_transformers(model: OneBase, adapter: str, max_new_tokens: int, temperature: float, batch_size: int) -> Generate:
+class Local:
     """Sampling by transformers in this process, under the adapter as it is at that moment."""
-    tokenizer = model.tokenizer
+
+    def __init__(self, model: OneBase, adapter: str, max_new_tokens: int, temperature: float = 1.0, batch_size: int = 128):
+        self.model, self.adapter, self.max_new_tokens, self.temperature, self.batch_size = model, adapter, max_new_tokens, temperature, batch_size
+
+    def refresh(self) -> None:
+        """Nothing to do: the adapter that is trained is the one that speaks."""
 
     @torch.no_grad()
-    def generate(prompts: list[list[int]], seed: int) -> list[list[int]]:
+    def __call__(self, prompts: list[list[int]], seed: int) -> list[Turn]:
+        tokenizer, turns = self.model.tokenizer, []
         torch.manual_seed(seed)
-        replies: list[list[int]] = []
-        with model.using(adapter):
-            for start in range(0, len(prompts), batch_size):
-                batch = tokenizer.pad({"input_ids": prompts[start:start + batch_size]}, padding_side="left", return_tensors="pt").to(model.device)
-                made = model.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
-                                            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-                replies += [up_to_end(row, tokenizer.eos_token_id) for row in made[:, batch["input_ids"].shape[1]:].tolist()]
-        return replies
+        with self.model.using(self.adapter):
+            for start in range(0, len(prompts), self.batch_size):
+                some = prompts[start:start + self.batch_size]
+                batch = tokenizer.pad({"input_ids": some}, padding_side="left", return_tensors="pt").to(self.model.device)
+                made = self.model.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
+                                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+                replies = made[:, batch["input_ids"].shape[1]:].tolist()
+                turns += [Turn(prompt, up_to_end(reply, tokenizer.eos_token_id)) for prompt, reply in zip(some, replies, strict=True)]
+        return turns
 
-    return generate
+
+class Vllm:
+    """Sampling by a running vLLM, `vllm serve <base> --enable-lora` with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1: after each update the adapter is loaded anew.
+
+    `folder` must be where the server reads the same files. An adapter of an earlier step answers as readily as the newest (nobody noticed
+    for two months in verl#7495), so each comes under a name of its own, and the log-probs of what it drew are kept for `appraise` to compare.
+    """
+
+    def __init__(self, url: str, model: OneBase, adapter: str, folder: Path, max_new_tokens: int, temperature: float = 1.0):
+        self.url, self.model, self.adapter, self.folder, self.max_new_tokens, self.temperature = url.rstrip("/"), model, adapter, folder.resolve(), max_new_tokens, temperature
+        self.name: str | None = None
+
+    def refresh(self) -> None:
+        """Save the adapter as it is now and load it under a new name."""
+        last, self.name = self.name, f"policy-{uuid.uuid4().hex[:12]}"
+        self.model.save(self.adapter, self.folder / self.name)
+        self._post("load_lora_adapter", {"lora_name": self.name, "lora_path": str(self.folder / self.name)})
+        if last:
+            self._post("unload_lora_adapter", {"lora_name": last})
+            shutil.rmtree(self.folder / last)
+
+    def __call__(self, prompts: list[list[int]], seed: int) -> list[Turn]:
+        end = self.model.tokenizer.eos_token_id
+        made = self._post("completions", {"model": self.name, "prompt": prompts, "max_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": seed % 2**31,
+                                          "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False}).json()
+        turns = []
+        for prompt, choice in zip(prompts, sorted(made["choices"], key=lambda c: c["index"]), strict=True):
+            reply, drawn = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
+            if choice["finish_reason"] == "stop" and (not reply or reply[-1] != end):
+                reply.append(end)          # drawn, and left out of what is returned
+            turns.append(Turn(prompt, reply, drawn))
+        return turns
+
+    def _post(self, path: str, body: dict) -> httpx.Response:
+        """Raises: StageError where the server cannot be reached or refuses; its words, which may hold a prompt, are not repeated."""
+        try:
+            made = httpx.post(f"{self.url}/v1/{path}", json=body, timeout=600)
+        except httpx.HTTPError as error:
+            raise StageError(f"ppo.vllm={self.url} cannot be reached ({type(error).__name__}): is vllm serve running there?") from None
+        if made.status_code != 200:
+            raise StageError(f"ppo.vllm={self.url} answered {path} with {made.status_code}: start it with --enable-lora --max-lora-rank of at least sft.lora.r, VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, "
+                             f"and with {self.folder} readable to it")
+        return made
+
+
+def check_sampler(episodes: list[Episode], old: list[torch.Tensor], most: float) -> None:
+    """Raises: StageError where another program drew the replies and gives them other probabilities than this one: it speaks for another policy."""
+    apart = [abs(a - b) for episode, mine in zip(episodes, old, strict=True) for turn, here in zip(episode.turns, mine.split([len(t.reply) for t in episode.turns]), strict=True)
+             for a, b in zip(turn.drawn or [], here.tolist(), strict=False)]
+    if apart and sum(apart) / len(apart) > most:
+        raise StageError(f"vLLM gives what it drew other probabilities than the trainer, by {sum(apart) / len(apart):.3f} nats a token (ppo.max_disagreement={most}): it speaks with an old adapter, "
+                         "another base or another dtype. Nothing was trained on it; restart vllm serve on this run's base")
 
 
 def up_to_end(ids: list[int], end: int) -> list[int]:
@@ -76,7 +139,7 @@ def prompt_ids(tokenizer, messages: list[Message], max_tokens: int, room: int) -
     return made if len(made) <= max_tokens - room else ids(truncate(plain, max_tokens - room, lambda m: len(ids(m))))
 
 
-def play(generate: Generate, tokenizer, pack: Pack, numbers: list[int], seed: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
+def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
     """Conversations with the pack's customers in the wordings of training, all in step: replies, tool calls and what they return, until the customer is done."""
     episodes = [Episode(talk=draw_talk(pack, number, "seen", seed)) for number in numbers]
     for turn in range(max_replies):
@@ -84,14 +147,27 @@ def play(generate: Generate, tokenizer, pack: Pack, numbers: list[int], seed: in
         if not running:
             break
         prompts = [prompt_ids(tokenizer, e.talk.messages, max_tokens, room) for e in running]
-        for episode, prompt, reply in zip(running, prompts, generate(prompts, hash((seed, numbers[0], turn))), strict=True):
-            episode.turns.append(Turn(prompt, reply))
-            episode.talk.take(parse_reply(tokenizer.decode(reply, skip_special_tokens=True)))
+        for episode, made in zip(running, generate(prompts, hash((seed, numbers[0], turn))), strict=True):
+            episode.turns.append(made)
+            episode.talk.take(parse_reply(tokenizer.decode(made.reply, skip_special_tokens=True)))
     return episodes
 
 
-def answer(generate: Generate, tokenizer, rows: list[dict], numbers: list[int], seed: int, max_tokens: int, room: int) -> list[Episode]:
+def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[int], seed: int, max_tokens: int, room: int) -> list[Episode]:
     """Single replies to prompts of the archive, for who has no world to talk in; `numbers` say which draw of a seed."""
     drawn = [random.Random(f"{seed}-{number}").choice(rows) for number in numbers]
     prompts = [prompt_ids(tokenizer, row["prompt"], max_tokens, room) for row in drawn]
-    return [Episode([Turn(prompt, reply)]) for prompt, reply in zip(prompts, generate(prompts, hash((seed, numbers[0]))), strict=True)]
+    return [Episode([turn]) for turn in generate(prompts, hash((seed, numbers[0])))]
+
+
+def kl_from_sft(config, tokenizer, folder: Path) -> float:
+    """How far a trained adapter has gone from SFT: the mean of log p - log p_sft over replies it draws to held-out prompts, in nats a reply."""
+    prepared, room = require(config, "prepare", "this stage"), min(config.model.max_new_tokens, config.model.max_tokens // 2)
+    rows = [row for split in ("validation", "train") for _, row in read_jsonl(prepared / f"prompts/{split}.jsonl")]
+    model = OneBase(config, tokenizer)
+    model.add("policy", folder)
+    model.add("sft", require(config, "sft", "this stage") / "adapter")
+    episodes = answer(Local(model, "policy", config.model.max_new_tokens), tokenizer, rows[:PROBES], list(range(PROBES)), config.seed, config.model.max_tokens, room)
+    packed = [episode.tree() for episode in episodes]
+    likely = [torch.cat(model.log_likelihoods(name, [tree for tree, _ in packed], [replies for _, replies in packed])) for name in ("policy", "sft")]
+    return float((likely[0] - likely[1]).mean())

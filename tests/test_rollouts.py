@@ -1,0 +1,135 @@
+"""Rollouts by another program: a server that speaks vLLM's language on a socket, with the adapters it is given, or with an old one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.artifacts import StageError, stage_dir
+from tests.toys import toy_run
+from training import ppo
+from training.adapters import OneBase
+from training.models import load_tokenizer
+from training.rollouts import Local, Vllm, answer, prompt_ids
+from training.trees import grow
+
+
+class Server(ThreadingHTTPServer):
+    """What of vLLM the rollouts use: load and unload adapters, completions of token ids with log-probs. `stale` goes on with the first adapter."""
+
+    def __init__(self, config, *, stale: bool = False, status: int = 200):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.tokenizer = load_tokenizer(config)
+        self.model, self.config, self.stale, self.status = OneBase(config, self.tokenizer), config, stale, status
+        self.loaded: list[str] = []
+        self.asked: list[str] = []
+
+    def speaker(self, name: str) -> str:
+        return self.loaded[0] if self.stale else name
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, path = self.server, self.path.removeprefix("/v1/")
+        server.asked.append(path)
+        if path == "load_lora_adapter":
+            if not (server.stale and server.loaded):
+                server.model.add(body["lora_name"], Path(body["lora_path"]))
+            server.loaded.append(body["lora_name"])
+            made: object = "ok"
+        elif path == "unload_lora_adapter":
+            made = "ok"
+        else:
+            made = {"choices": self.choices(body)}
+        data = json.dumps(made).encode()
+        self.send_response(server.status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def choices(self, body: dict) -> list[dict]:
+        model, name, end = self.server.model, self.server.speaker(body["model"]), self.server.tokenizer.eos_token_id
+        found = []
+        for number, turn in enumerate(Local(model, name, body["max_tokens"], body["temperature"])(body["prompt"], body["seed"])):
+            tree = grow([turn.prompt + turn.reply])
+            with torch.no_grad(), model.using(name):
+                log_probs, _ = model.log_probs([tree], [[tree.leaves[0][-len(turn.reply):]]])
+            found.append({"index": number, "token_ids": turn.reply, "finish_reason": "stop" if turn.reply[-1] == end else "length", "logprobs": {"token_logprobs": log_probs.tolist()}})
+        return found[::-1]          # in any order, as the protocol allows
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    return toy_run(tmp_path, "ppo.steps=2", "ppo.episodes=4", "ppo.max_replies=2", "ppo.learning_rate=3e-2", "ppo.kl_budget=1e6")
+
+
+def serving(server: Server) -> Server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.slow
+def test_a_vllm_that_loads_each_adapter_does_what_transformers_do(run):
+    server = serving(Server(run))
+    run.ppo.vllm = f"http://127.0.0.1:{server.server_port}"
+    ppo.run(run)
+    curve = json.loads((stage_dir(run, "ppo") / "curve.json").read_text())
+    assert [entry["step"] for entry in curve] == [0, 1, 2]
+    assert len(set(server.loaded)) == 3, "a new name for each step's adapter"
+    assert server.asked.count("unload_lora_adapter") == 2
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_vllm_that_speaks_with_an_old_adapter_stops_the_run(run):
+    server = serving(Server(run, stale=True))
+    run.ppo.vllm = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(StageError, match="it speaks with an old adapter"):
+        ppo.run(run)
+    assert not stage_dir(run, "ppo").exists()
+    server.shutdown()
+
+
+def test_a_vllm_that_is_away_or_refuses_is_one_line_without_a_prompt(run):
+    model = OneBase(run, load_tokenizer(run))
+    model.add("policy", stage_dir(run, "sft") / "adapter")
+    away = Vllm("http://127.0.0.1:9", model, "policy", Path(run.run_dir) / "v", 6)
+    with pytest.raises(StageError, match=r"cannot be reached \(ConnectError\)"):
+        away.refresh()
+    server = serving(Server(run, status=404))
+    refusing = Vllm(f"http://127.0.0.1:{server.server_port}", model, "policy", Path(run.run_dir) / "v", 6)
+    with pytest.raises(StageError, match="answered load_lora_adapter with 404: start it with --enable-lora"):
+        refusing.refresh()
+    server.shutdown()
+
+
+def test_the_same_seed_draws_the_same_replies_and_another_one_others(run):
+    tokenizer = load_tokenizer(run)
+    model = OneBase(run, tokenizer)
+    model.add("policy", stage_dir(run, "sft") / "adapter")
+    rows = [{"prompt": [{"role": "user", "content": f"question {k}"}]} for k in range(9)]
+
+    def drawn(seed: int) -> list[list[int]]:
+        return [episode.turns[0].reply for episode in answer(Local(model, "policy", 6), tokenizer, rows, list(range(5)), seed, 200, 6)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_long_conversation_is_cut_as_in_serving(run):
+    tokenizer = load_tokenizer(run)
+    messages = [{"role": "system", "content": "be kind"}, *({"role": role, "content": f"{role} {k} " * 5} for k in range(20) for role in ("user", "assistant")), {"role": "user", "content": "last"}]
+    ids = prompt_ids(tokenizer, messages, 120, 20)
+    assert len(ids) <= 100
+    text = tokenizer.decode(ids)
+    assert "be kind" in text
+    assert "last" in text
+    assert "user 0" not in text
