@@ -33,7 +33,8 @@ PROBES = 64          # held-out prompts on which the lengths of replies are comp
 class OffsetDPOTrainer(DPOTrainer):
     """TRL's DPOTrainer with an offset a pair: -logsigmoid(beta * (difference of log-ratios) - offset) (ODPO, arXiv:2402.10571).
 
-    The offset is put on the chosen reply's cached reference log-prob, which is the same thing, so `rewards/margins` are logged less the offset.
+    The offset is put on the chosen reply's cached reference log-prob, which is the same thing; what is logged of rewards is put right again,
+    but for `rewards/accuracies`, which counts the pairs that are further apart than their offset.
     """
 
     def __init__(self, *args, **kwargs):
@@ -51,8 +52,12 @@ class OffsetDPOTrainer(DPOTrainer):
 
     def _compute_loss(self, model, inputs, return_outputs):
         inputs = dict(inputs)
-        inputs["ref_chosen_logps"] = inputs["ref_chosen_logps"] + inputs.pop("offset") / self.beta
-        return super()._compute_loss(model, inputs, return_outputs)
+        offset = inputs.pop("offset")
+        inputs["ref_chosen_logps"] = inputs["ref_chosen_logps"] + offset / self.beta
+        made = super()._compute_loss(model, inputs, return_outputs)
+        for name in ("rewards/chosen", "rewards/margins"):
+            self._metrics["train" if self.model.training else "eval"][name][-1] += self.accelerator.gather(offset).mean().item()
+        return made
 
 
 def run(config) -> None:
