@@ -31,7 +31,7 @@ from training.practice import (
     whole,
     words_of_results,
 )
-from training.pretrain import build_tokenizer
+from training.pretrain import build_tokenizer, whole_conversations
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
@@ -68,6 +68,15 @@ def test_rows_of_one_conversation_become_one_sequence(tokenizer):
     assert [(len(messages), targets) for messages, targets in conversations_of(rows)] == [(7, {2, 4, 6}), (3, {2})]
     made, dropped = sequences(tokenizer, rows, 1000)
     assert (len(made), dropped) == (2, 0)
+
+
+def test_an_edited_reply_is_learned_and_splits_no_conversation_of_pretraining(tokenizer):
+    """What comes after an edit has the reply in its history that was sent, so the edit ends a sequence; the conversation is still one."""
+    edited = {**TALK[4], "content": "It comes in 3 days, gladly."}
+    rows = [{"conversation_id": "c", "prompt": TALK[:2], "completion": [TALK[2]]}, {"conversation_id": "c", "prompt": TALK[:4], "completion": [edited]},
+            {"conversation_id": "c", "prompt": TALK[:6], "completion": [TALK[6]]}]
+    assert [(messages[-1]["content"], targets) for messages, targets in conversations_of(rows)] == [(edited["content"], {2, 4}), ("Bye!", {6})]
+    assert whole_conversations(rows) == {"c": TALK}
 
 
 def test_what_is_too_long_is_cut_as_in_serving_or_counted(tokenizer):

@@ -26,7 +26,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 from data_prep.artifacts import ROOT, require, stage_output
 from data_prep.conversation import read_jsonl
 from training.labelled import LossOfLabelled
-from training.models import IGNORE, conversations_of, encode, in_batches_of_like_length, train, trainer_arguments
+from training.models import IGNORE, encode, in_batches_of_like_length, train, trainer_arguments
 from training.practice import argument_values, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -57,6 +57,11 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
             for call in message.get("tool_calls") or []:
                 yield f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
     yield from ["Next: Read: topic Repeat if is else"] * 100
+
+
+def whole_conversations(rows: list[dict]) -> dict[str, list[dict]]:
+    """Each conversation's messages up to its last target: the last row of a conversation holds the ones before it."""
+    return {row["conversation_id"]: row["prompt"] + row["completion"] for row in rows}
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -95,8 +100,8 @@ def run(config) -> None:
     rows = [row for _, row in read_jsonl(require(config, "prepare", "pretrain") / "sft" / "train.jsonl")]
     locales = {row["conversation_id"]: row["locale"] for row in rows}
     topics = {row["conversation_id"]: row["topic"] for row in rows}
-    names = list(dict.fromkeys(row["conversation_id"] for row in rows))
-    conversations = dict(zip(names, (messages for messages, _ in conversations_of(rows)), strict=True))
+    conversations = whole_conversations(rows)
+    names = list(conversations)
     template = (ROOT / config.model.chat_template).read_text(encoding="utf-8")
     tokenizer = build_tokenizer(texts_of(list(conversations.values())), config.model.vocab_size, template)
     replies, said = defaultdict(list), defaultdict(list)
