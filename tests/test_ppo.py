@@ -212,6 +212,47 @@ def test_a_policy_that_leaves_the_budget_is_put_back(run):
     assert curve[-2]["kl"] <= 0.02, "what is kept was measured within the budget"
 
 
+@pytest.mark.slow
+def test_a_kl_that_is_no_number_ends_the_run_with_the_last_good_policy(run, monkeypatch):
+    config, plain = run.copy(), ppo.appraise
+    config.fingerprint = {"seed": 2}
+
+    def exploding(*args):
+        samples, entry = plain(*args)
+        exploding.calls += 1
+        return samples, entry | ({"kl": float("nan")} if exploding.calls == 3 else {})
+
+    exploding.calls = 0
+    monkeypatch.setattr(ppo, "appraise", exploding)
+    ppo.run(config)
+    curve = curve_of(config)
+    assert len(curve) == 3
+    assert "kl_budget" in curve[-1]["stopped"]
+    assert all(torch.isfinite(value).all() for value in weights_of(config).values())
+
+
+@pytest.mark.slow
+def test_a_policy_resumed_beyond_the_budget_is_the_one_from_before_too(run, monkeypatch):
+    """Killed after the update that went too far: what is kept is still the policy that was measured within the budget."""
+    config = run.copy()
+    config.ppo.kl_budget, config.ppo.learning_rate, config.fingerprint = 0.02, 0.05, {"seed": 3}
+    ppo.run(config)
+    whole, weights = curve_of(config), weights_of(config)
+    plain = ppo.save
+
+    def save_and_die(*args):
+        plain(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config)
+    monkeypatch.setattr(ppo, "save", plain)
+    ppo.run(config)
+    assert len(curve_of(config)) == len(whole)
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(config).items())
+
+
 def test_below_its_gate_nothing_is_trained_and_the_reason_is_kept(tmp_path):
     config = toy_run(tmp_path)
     write_json(stage_dir(config, "reward") / "gate.json", {"passed": False, "checks": [], "why": "accuracy is 0.510, needed at least 0.7"})

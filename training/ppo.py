@@ -226,7 +226,6 @@ def load_players(config, tokenizer) -> OneBase:
     model.add("ref", sft)
     load_rewards(config, tokenizer, require(config, "reward", "ppo"), model)
     model.add("value", require(config, "reward", "ppo") / "members/0")
-    model.heads["value"].linear.reset_parameters()
     torch.nn.init.zeros_(model.heads["value"].linear.weight)
     torch.nn.init.zeros_(model.heads["value"].linear.bias)
     return model
@@ -242,8 +241,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
     checkpoint = last_checkpoint(out / "checkpoints", "state.json")
-    curve, beta, seen = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set())
-    good = snapshot(model)
+    curve, beta, seen, good = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), snapshot(model))
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
@@ -255,7 +253,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         samples, entry = appraise(model, episodes, reward, beta, settings, group)
         n, other = group.sum(sum(len(e.turns) for e in episodes), float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()))
         entry = {"step": step, **entry, "held_out": other / n, "beta": beta}
-        if entry["kl"] > settings.kl_budget:
+        if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
             restore(model, good)
             curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: the policy is the last one within it"})
             break
@@ -272,7 +270,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
             if config.tracking.report_to == "wandb":
                 log_to_wandb(entry)
             if (step + 1) % settings.save_steps == 0:
-                save(model, optimizer, curve, beta, seen, out / "checkpoints")
+                save(model, optimizer, good, curve, beta, seen, out / "checkpoints")
     return curve
 
 
@@ -292,11 +290,12 @@ def restore(model: OneBase, weights: list[torch.Tensor]) -> None:
         parameter.copy_(weight)
 
 
-def save(model: OneBase, optimizer: torch.optim.Optimizer, curve: list[dict], beta: float, seen: set[str], folder: Path) -> None:
-    """A checkpoint in the place of the one before. Random numbers are drawn anew from seed and step, so that none need be kept."""
+def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tensor], curve: list[dict], beta: float, seen: set[str], folder: Path) -> None:
+    """A checkpoint in the place of the one before; `good` is the last policy that was measured within the budget. Random numbers are drawn anew from
+    seed and step, so that none need be kept."""
     fresh = folder / f"checkpoint-{len(curve)}"
     fresh.mkdir(parents=True, exist_ok=True)
-    torch.save({"policy": model.parameters("policy"), "value": model.parameters("value"), "optimizer": optimizer.state_dict()}, fresh / "weights.pt")
+    torch.save({"policy": model.parameters("policy"), "value": model.parameters("value"), "good": good, "optimizer": optimizer.state_dict()}, fresh / "weights.pt")
     write_json(fresh / "state.json", {"curve": curve, "beta": beta, "seen": sorted(seen)})
     for other in folder.glob("checkpoint-*"):
         if other != fresh:
@@ -304,10 +303,10 @@ def save(model: OneBase, optimizer: torch.optim.Optimizer, curve: list[dict], be
 
 
 @torch.no_grad()
-def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str]]:
-    saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=False), json.loads((folder / "state.json").read_text())
+def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str], list[torch.Tensor]]:
+    saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=True), json.loads((folder / "state.json").read_text())
     for name in ("policy", "value"):
         for parameter, weight in zip(model.parameters(name), saved[name], strict=True):
             parameter.copy_(weight)
     optimizer.load_state_dict(saved["optimizer"])
-    return state["curve"], state["beta"], set(state["seen"])
+    return state["curve"], state["beta"], set(state["seen"]), saved["good"]
