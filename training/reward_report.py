@@ -59,6 +59,6 @@ def reliability(bins: list[dict]) -> str:
     axes.set_ylabel("how often right")
     axes.set_ylim(0.4, 1.03)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg"):]
