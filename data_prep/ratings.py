@@ -84,6 +84,11 @@ def topic_of(conversation: Conversation) -> str:
     return str(conversation.outcome.get("intent") or "")
 
 
+def drafts_of(conversation: Conversation, index: int) -> dict[str, Message]:
+    """The other replies beside a message, by id."""
+    return {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
+
+
 def cost(sent: str, edit: str) -> float:
     """The share of words that an edit changed: 0 accepted as it was, 1 nothing left."""
     return 1 - difflib.SequenceMatcher(None, sent.split(), edit.split(), autojunk=False).ratio()
@@ -104,7 +109,7 @@ def pairs(conversation: Conversation, replies: Iterable[tuple[int, list[Message]
         notes[note.message_index].append(note)
     for index, prompt, sent in replies:
         place = {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "prompt": prompt}
-        said = {None: sent} | {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
+        said = {None: sent} | drafts_of(conversation, index)
         rated = {draft: mine for draft in said if (mine := [n for n in notes[index] if n.kind == "rating" and n.draft_id == draft and n.rater_id != CUSTOMER])}
         stars = {draft: stars_of(mine, draft, effects) for draft, mine in rated.items()}
         for better, worse in itertools.permutations(stars, 2):
@@ -128,7 +133,7 @@ def unpaired(conversation: Conversation, replies: Iterable[tuple[int, list[Messa
         if note.kind == "edit" or index not in said:
             continue
         prompt, message = said[index]
-        drafts = {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
+        drafts = drafts_of(conversation, index)
         if note.draft_id is not None and note.draft_id not in drafts:
             continue
         by = CUSTOMER if note.rater_id == CUSTOMER else "agent"

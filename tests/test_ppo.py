@@ -169,6 +169,23 @@ def curve_of(config) -> list[dict]:
     return json.loads((stage_dir(config, "ppo") / "curve.json").read_text())
 
 
+def killed_and_run_again(config, saves: int, monkeypatch) -> None:
+    """Stop the stage after so many checkpoints, and let it go on."""
+    plain, calls = ppo.save, []
+
+    def save_and_die(*args):
+        plain(*args)
+        calls.append(1)
+        if len(calls) == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(config)
+    monkeypatch.setattr(ppo, "save", plain)
+    ppo.run(config)
+
+
 def weights_of(config) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -181,19 +198,7 @@ def test_killed_and_resumed_it_gives_the_same_policy_and_metrics(run, tmp_path, 
     whole, weights = curve_of(run), weights_of(run)
     assert [entry["step"] for entry in whole] == [0, 1, 2, 3]
     assert whole[0]["kl"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
-    plain, calls = ppo.save, []
-
-    def save_and_die(*args):
-        plain(*args)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ppo, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        ppo.run(run)
-    monkeypatch.setattr(ppo, "save", plain)
-    ppo.run(run)
+    killed_and_run_again(run, 2, monkeypatch)
     assert curve_of(run) == whole
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(run).items())
 
@@ -238,17 +243,7 @@ def test_a_policy_resumed_beyond_the_budget_is_the_one_from_before_too(run, monk
     config.ppo.kl_budget, config.ppo.learning_rate, config.fingerprint = 0.02, 0.05, {"seed": 3}
     ppo.run(config)
     whole, weights = curve_of(config), weights_of(config)
-    plain = ppo.save
-
-    def save_and_die(*args):
-        plain(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ppo, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        ppo.run(config)
-    monkeypatch.setattr(ppo, "save", plain)
-    ppo.run(config)
+    killed_and_run_again(config, 1, monkeypatch)
     assert len(curve_of(config)) == len(whole)
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(config).items())
 

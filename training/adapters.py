@@ -7,7 +7,7 @@ try/finally, so that an error in between leaves no other one behind. A reward or
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -129,26 +129,30 @@ class OneBase:
         return log_probs_of(self.hidden(trees), self.model.get_base_model().lm_head, index(trees, replies, self.device)["said"])
 
     @torch.no_grad()
-    def log_likelihoods(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
-        """log p of each reply of each tree under an adapter, in nats, float32 on the CPU."""
+    def _in_batches(self, name: str, trees: list[Tree], replies: list[list[list[int]]], of: Callable, numbers: Callable[[list[list[int]]], int], max_tokens: int) -> list[torch.Tensor]:
+        """`of` (trees, replies) → flat, under an adapter, in batches; split into one tensor a tree, each with `numbers` (its replies), float32 on the CPU."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(trees)
         with self.using(name):
-            for batch in in_batches(trees, BATCH_TOKENS):
-                log_probs, _ = self.log_probs([trees[i] for i in batch], [replies[i] for i in batch])
-                for i, mine in zip(batch, log_probs.split([sum(map(len, replies[i])) for i in batch]), strict=True):
-                    found[i] = torch.stack([each.sum() for each in mine.split([len(places) for places in replies[i]])]).cpu()
-        return found
-
-    @torch.no_grad()
-    def scores(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
-        """A reward adapter's score of each reply of each tree, float32 on the CPU; a reply is given by the places of its tokens."""
-        found: list[torch.Tensor] = [torch.empty(0)] * len(trees)
-        lm_head = self.model.get_base_model().lm_head
-        with self.using(name):
-            for batch in in_batches(trees, BATCH_TOKENS):
-                hidden, at = self.hidden([trees[i] for i in batch]), index([trees[i] for i in batch], [replies[i] for i in batch], self.device)
-                log_probs, _ = log_probs_of(hidden, lm_head, at["said"])
-                scores = self.heads[name](hidden[at["ends"][:, 0], at["ends"][:, 1]], log_probs, at["said"][:, 3]).cpu()
-                for i, mine in zip(batch, scores.split([len(replies[i]) for i in batch]), strict=True):
+            for batch in in_batches(trees, max_tokens):
+                made = of([trees[i] for i in batch], [replies[i] for i in batch]).float().cpu()
+                for i, mine in zip(batch, made.split([numbers(replies[i]) for i in batch]), strict=True):
                     found[i] = mine
         return found
+
+    def by_token(self, name: str, trees: list[Tree], replies: list[list[list[int]]], of: Callable, max_tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
+        """What `of` (trees, replies) says of each token of the replies, flat, under an adapter: one tensor a tree."""
+        return self._in_batches(name, trees, replies, of, lambda mine: sum(map(len, mine)), max_tokens)
+
+    def log_likelihoods(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
+        """log p of each reply of each tree under an adapter, in nats."""
+        every = self.by_token(name, trees, replies, lambda t, r: self.log_probs(t, r)[0])
+        return [torch.stack([each.sum() for each in tokens.split([len(places) for places in mine])]) for tokens, mine in zip(every, replies, strict=True)]
+
+    def scores(self, name: str, trees: list[Tree], replies: list[list[list[int]]]) -> list[torch.Tensor]:
+        """A reward adapter's score of each reply of each tree; a reply is given by the places of its tokens."""
+        def scored(some: list[Tree], mine: list[list[list[int]]]) -> torch.Tensor:
+            hidden, at = self.hidden(some), index(some, mine, self.device)
+            log_probs, _ = log_probs_of(hidden, self.model.get_base_model().lm_head, at["said"])
+            return self.heads[name](hidden[at["ends"][:, 0], at["ends"][:, 1]], log_probs, at["said"][:, 3])
+
+        return self._in_batches(name, trees, replies, scored, len, BATCH_TOKENS)

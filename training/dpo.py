@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from data_prep.conversation import write_json
 from training.adapters import OneBase
 from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
-from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_policy, train, trainer_arguments
 from training.rollouts import kl_from_sft
 from training.trees import grow
 
@@ -74,8 +73,7 @@ def run(config) -> None:
             trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
         trainer = OffsetDPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
-        trainer.save_model(str(out / "adapter"))
-        shutil.rmtree(out / "adapter" / "ref", ignore_errors=True)
+        save_policy(trainer, out / "adapter")
         held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}

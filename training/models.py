@@ -268,3 +268,9 @@ def train(trainer, output_dir: Path) -> list[dict]:
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_json(output_dir / "curve.json", curve)
     return curve
+
+
+def save_policy(trainer, folder: Path) -> None:
+    """Save the adapter that one of TRL's preference trainers trained, without its reference, which it writes beside it."""
+    trainer.save_model(str(folder))
+    shutil.rmtree(folder / "ref", ignore_errors=True)

@@ -13,6 +13,7 @@ Several processes: no DistributedDataParallel, which would not see the swapped a
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -110,18 +111,6 @@ def values_of(model: OneBase, trees: list[Tree], replies: list[list[list[int]]])
     return model.heads["value"].linear(model.hidden(trees)[said[:, 0], said[:, 1]].float())[:, 0]
 
 
-@torch.no_grad()
-def by_tree(model: OneBase, adapter: str, trees: list[Tree], replies: list[list[list[int]]], max_tokens: int, of: Callable) -> list[torch.Tensor]:
-    """`of` (model, trees, replies) → flat, under an adapter, in batches, split into one tensor a tree on the CPU."""
-    found: list[torch.Tensor] = [torch.empty(0)] * len(trees)
-    with model.using(adapter):
-        for batch in in_batches(trees, max_tokens):
-            made = of(model, [trees[i] for i in batch], [replies[i] for i in batch]).float().cpu()
-            for i, mine in zip(batch, made.split([sum(map(len, replies[i])) for i in batch]), strict=True):
-                found[i] = mine
-    return found
-
-
 def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> tuple[list[Sample], dict]:
     """Score what was said and turn it into samples with advantages; what is worth logging beside them."""
     packed = [episode.tree() for episode in episodes]
@@ -130,9 +119,9 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     scores = reward(episodes, trees, replies)
     ended = torch.tensor([turn.reply[-1] == end for episode in episodes for turn in episode.turns])
     scores = scores - settings.missing_end_penalty * ~ended
-    old, ref = (by_tree(model, name, trees, replies, settings.batch_tokens, lambda m, t, r: m.log_probs(t, r)[0]) for name in ("policy", "ref"))
+    old, ref = (model.by_token(name, trees, replies, lambda t, r: model.log_probs(t, r)[0], settings.batch_tokens) for name in ("policy", "ref"))
     check_sampler(episodes, old, settings.max_disagreement)
-    values = by_tree(model, "value", trees, replies, settings.batch_tokens, values_of)
+    values = model.by_token("value", trees, replies, functools.partial(values_of, model), settings.batch_tokens)
     samples, first = [], 0
     for i, tree in enumerate(trees):
         lengths = [len(places) for places in replies[i]]
