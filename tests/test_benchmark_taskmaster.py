@@ -40,7 +40,8 @@ def written(folder: Path) -> Path:
     for name in ("TM-3-2020", "TM-4-2024"):
         rows = []
         for number in range(60):
-            context = [{"role": "agent", "text": "Hello, what can I do?"}, {"role": "user", "text": f"I want {'tea' if number % 2 else 'cake'} number {number}"}]
+            context = [{"role": "agent", "text": "Hello, what can I do?"}, {"role": "user", "text": f"I want {'tea' if number % 2 else 'cake'} number {number} for the friends who come to see us on this sunny day"},
+                       {"role": "agent", "text": "Anything else?"}, {"role": "user", "text": "No, thanks."}]
             for reply, reward in (({"role": "agent", "text": "Yes, gladly."}, 1.0), ({"role": "agent", "text": "What?"}, 0.0), ({"role": "agent", "api": {"order": {"what": "tea"}}}, 1.0), ({"role": "agent", "api": {"stop": {}}}, 0.0)):
                 rows.append({"conversation_id": f"d{number}", "context": json.dumps(context), "generation": json.dumps(reply), "reward": reward})
         (folder / name / "reward").mkdir(parents=True)

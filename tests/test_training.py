@@ -14,8 +14,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.load import load_config
-from data_prep.artifacts import StageError, require, stage_dir
+from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
+from training import pretrain
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
 from training.practice import (
     beginning,
@@ -77,6 +78,15 @@ def test_an_edited_reply_is_learned_and_splits_no_conversation_of_pretraining(to
             {"conversation_id": "c", "prompt": TALK[:6], "completion": [TALK[6]]}]
     assert [(messages[-1]["content"], targets) for messages, targets in conversations_of(rows)] == [(edited["content"], {2, 4}), ("Bye!", {6})]
     assert whole_conversations(rows) == {"c": TALK}
+
+
+def test_a_base_is_not_made_from_next_to_nothing(tmp_path):
+    config = load_config([f"run_dir={tmp_path}"])
+    config.fingerprint = {}
+    with stage_output(config, "prepare") as out:
+        write_jsonl(out / "sft/train.jsonl", [{"conversation_id": "a", "locale": "en", "topic": None, "prompt": TALK[:2], "completion": [TALK[2]]}])
+    with pytest.raises(StageError, match=r"1 conversations.*cannot be made"):
+        pretrain.run(config)
 
 
 def test_what_is_too_long_is_cut_as_in_serving_or_counted(tokenizer):

@@ -12,6 +12,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+DRILLED = 14            # things at most in one exercise of copying
+
 _number = re.compile(r"\d+")
 _named = re.compile(r"(\w+(?: \w+)?): (\d+)")      # "Late fee: 12" in a system message
 
@@ -189,7 +191,7 @@ def drill(words: list[str], progress: float, rng: random.Random) -> list[dict]:
     def thing() -> str:
         return number(rng) if rng.random() < numbers else invented(words, rng) if rng.random() < 0.5 else rng.choice(words)
 
-    count = rng.randint(5, 14)
+    count = rng.randint(5, DRILLED)
     if rng.random() < 2 / 3:
         said = answer = " ".join(thing() for _ in range(count))
         asked = "Repeat"

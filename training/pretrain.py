@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
-from data_prep.artifacts import ROOT, require, stage_output
+from data_prep.artifacts import ROOT, StageError, require, stage_output
 from data_prep.conversation import read_jsonl
 from training.labelled import LossOfLabelled
 from training.models import IGNORE, encode, in_batches_of_like_length, train, trainer_arguments
-from training.practice import argument_values, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
+from training.practice import DRILLED, argument_values, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _pieces = Regex(r"\d| ?[\p{L}_]+| ?[^\s\p{L}\d_]+|\s")
@@ -109,6 +109,9 @@ def run(config) -> None:
         replies[row["locale"]] += row["completion"]
         said[row["locale"]] += [m["content"] for m in row["prompt"][-1:] if m["role"] == "user"]
     words = sorted({word for each in said.values() for text in each for word in text.split() if word.isalpha()})
+    if len(words) < DRILLED:
+        raise StageError(f"prepare/sft/train.jsonl has {len(conversations)} conversations, and their customers say {len(words)} different words: a base cannot be made from that. "
+                         "Give more transcripts, or tune a base that exists: model.from_scratch=false model.name=<folder or model id>")
     drills = [encode(tokenizer, drill(words, i / settings.drills, rng), {2}) for i in range(settings.drills)]
     filed = [name for name in names if topics[name]]
     copied = len(drills) * 2 // 3         # copying alone first, the rest of it among topics
