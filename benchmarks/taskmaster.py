@@ -61,6 +61,7 @@ def read(folder: Path) -> list[dict]:
         for path in sorted((folder / place / "reward").glob("*.json")):
             for row in json.loads(path.read_text()):
                 prompt, (reply,) = messages_of(json.loads(row["context"])), messages_of([json.loads(row["generation"])])
+                prompt = prompt or [{"role": "system", "content": name}]          # where the agent speaks first
                 opening = next((m["content"].lower() for m in prompt if m["role"] == "user"), "")
                 found.append({"set": name, "group": f"{name} {opening}", "prompt": prompt, "reply": reply, "kind": "api" if reply.get("tool_calls") else "text", "label": row["reward"] > 0.5})
     if not found:
@@ -74,7 +75,7 @@ def is_test(row: dict) -> bool:
 
 def prepared(config, rows: list[dict]) -> None:
     """What the stage `prepare` would leave: the training dialogues' agent turns for SFT, the judgements as agents' thumbs."""
-    told = sorted({"\n".join(json.dumps(m) for m in row["prompt"]) for row in rows if not is_test(row) and row["prompt"]})
+    told = sorted({"\n".join(json.dumps(m) for m in row["prompt"]) for row in rows if not is_test(row)})
     whole = [text for text, following in zip(told, [*told[1:], ""], strict=True) if not following.startswith(text)]      # what another one goes on from is in that one
     longest = [[json.loads(line) for line in text.split("\n")] for text in whole]
     targets = [{"conversation_id": f"d-{number}", "message_index": index, "locale": "en", "topic": None, "stars": None, "prompt": talk[:index], "completion": [talk[index]]}

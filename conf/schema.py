@@ -166,8 +166,10 @@ class Rloo:
 
 @dataclass
 class Ppo:
+    start: str = MISSING                  # the stage whose adapter the policy goes on from: sft or dpo
     steps: int = MISSING
     episodes: int = MISSING
+    again: float = MISSING                # share of them with customers of the step before, those whose worst reply scored least
     max_replies: int = MISSING            # assistant messages after which a conversation is given up
     temperature: float = MISSING
     rollout_batch: int = MISSING

@@ -43,6 +43,7 @@ def written(folder: Path) -> Path:
             context = [{"role": "agent", "text": "Hello, what can I do?"}, {"role": "user", "text": f"I want {'tea' if number % 2 else 'cake'} number {number} for the friends who come to see us on this sunny day"},
                        {"role": "agent", "text": "Anything else?"}, {"role": "user", "text": "No, thanks."}]
             for reply, reward in (({"role": "agent", "text": "Yes, gladly."}, 1.0), ({"role": "agent", "text": "What?"}, 0.0), ({"role": "agent", "api": {"order": {"what": "tea"}}}, 1.0), ({"role": "agent", "api": {"stop": {}}}, 0.0)):
+                context = context if number else []          # some dialogues begin with the agent
                 rows.append({"conversation_id": f"d{number}", "context": json.dumps(context), "generation": json.dumps(reply), "reward": reward})
         (folder / name / "reward").mkdir(parents=True)
         (folder / name / "reward/reward_00.json").write_text(json.dumps(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.artifacts import StageError, read_manifest, stage_dir
+from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
 from data_prep.conversation import write_json
-from tests.toys import ROOT, toy_run
+from tests.toys import ROOT, random_adapter, toy_run
 from training import ppo
 from training.adapters import OneBase
 from training.alarms import alarms
 from training.group import Group
-from training.models import load_tokenizer
-from training.ppo import adapted, appraise, gae, load_players, policy_loss, update, value_loss, whiten
+from training.models import load_base, load_tokenizer
+from training.ppo import Sample, adapted, appraise, gae, least_liked, load_players, measured, policy_loss, update, value_loss, whiten
 from training.rollouts import Episode, Turn
 from training.trees import grow
 
@@ -124,9 +125,12 @@ def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, run
         scored["ends"] = [tree.ids[places[-1]] for tree, mine in zip(trees, replies, strict=True) for places in mine]
         return torch.zeros(len(scored["ends"]))
 
-    samples, entry = appraise(model, episodes, reward, 0.0, run.ppo, Group())
+    samples = appraise(model, episodes, reward, 0.0, run.ppo, Group())
+    entry = measured(samples, lambda trees, replies: torch.full((sum(map(len, replies)),), 2.0), Group())
     assert scored["ends"] == [turn.reply[-1] for episode in episodes for turn in episode.turns]
     assert entry["cut_off"] == 0.5, "every second turn has no end token"
+    assert entry["held_out"] == pytest.approx(2.0)
+    assert entry["replies"] == 2.0
     assert entry["reward"] == pytest.approx(-0.5 * run.ppo.missing_end_penalty)
     every = torch.cat([s.advantages for s in samples])
     assert float(every.mean()) == pytest.approx(0, abs=1e-5)
@@ -137,7 +141,7 @@ def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
     frozen = {name: p.clone() for name, p in model.model.named_parameters() if ".policy." not in name and ".value." not in name}
     heads = {name: head.linear.weight.clone() for name, head in model.heads.items() if name != "value"}
     moving = {name: [p.clone() for p in model.parameters(name)] for name in ("policy", "value")}
-    samples, _ = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.1, run.ppo, Group())
+    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.1, run.ppo, Group())
     optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=1e-3)
     update(model, optimizer, samples, run.ppo, Group())
     assert all(torch.equal(p, frozen[name]) for name, p in model.model.named_parameters() if name in frozen)
@@ -159,10 +163,50 @@ def test_what_is_rewarded_becomes_likelier(model, run):
     before = likelihood(good), likelihood(bad)
     optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=3e-3)
     for _ in range(10):
-        samples, _ = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, run.ppo, Group())
+        samples = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, run.ppo, Group())
         update(model, optimizer, samples, run.ppo, Group())
     assert likelihood(good) > before[0] + 0.5
     assert likelihood(bad) < before[1] - 0.5
+
+
+def sample_of(*scores: float) -> Sample:
+    return Sample(grow([[1]]), [[[0]]], *[torch.zeros(1)] * 4, list(scores), 0.0, 0)
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=1, max_size=8), st.integers(0, 8))
+def test_the_least_liked_are_those_whose_worst_reply_scored_least(scores, most):
+    numbers = [10 + 3 * k for k in range(len(scores))]
+    chosen = least_liked(numbers, [sample_of(*each) for each in scores], numbers, most, Group())
+    worst = dict(zip(numbers, map(min, scores), strict=True))
+    assert len(chosen) == len(set(chosen)) == min(most, len(numbers))
+    assert all(worst[a] <= worst[b] for a in chosen for b in set(numbers) - set(chosen))
+
+
+@pytest.mark.slow
+def test_customers_who_were_served_badly_come_again_but_not_when_it_is_measured(run, monkeypatch):
+    config, plain, asked = run.copy(), ppo.play, []
+    config.fingerprint = {"seed": 4}
+    monkeypatch.setattr(ppo, "play", lambda *args: asked.append(args[3]) or plain(*args))
+    ppo.run(config)
+    assert asked[0] == list(range(6))
+    for before, now in itertools.pairwise(asked[:-1]):
+        assert len(set(now) & set(before)) == 3, "half of a step's customers are of the step before"
+        assert len(set(now)) == 6
+    assert not set(asked[-1]) & {number for each in asked[:-1] for number in each}
+
+
+def test_the_policy_may_go_on_from_dpo_and_is_held_to_sft(tmp_path):
+    config = toy_run(tmp_path, "ppo.start=dpo")
+    with pytest.raises(StageError, match="dpo"):
+        load_players(config, load_tokenizer(config))
+    with stage_output(config, "dpo") as out:
+        random_adapter(load_base(config), config, out / "adapter")
+    model = load_players(config, load_tokenizer(config))
+    own, other = (OneBase(config, load_tokenizer(config)) for _ in range(2))
+    own.add("policy", stage_dir(config, "dpo") / "adapter")
+    other.add("ref", stage_dir(config, "sft") / "adapter")
+    for name, each in (("policy", own), ("ref", other)):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(name), each.parameters(name), strict=True))
 
 
 def curve_of(config) -> list[dict]:
@@ -219,16 +263,15 @@ def test_a_policy_that_leaves_the_budget_is_put_back(run):
 
 @pytest.mark.slow
 def test_a_kl_that_is_no_number_ends_the_run_with_the_last_good_policy(run, monkeypatch):
-    config, plain = run.copy(), ppo.appraise
+    config, plain = run.copy(), ppo.measured
     config.fingerprint = {"seed": 2}
 
     def exploding(*args):
-        samples, entry = plain(*args)
         exploding.calls += 1
-        return samples, entry | ({"kl": float("nan")} if exploding.calls == 3 else {})
+        return plain(*args) | ({"kl": float("nan")} if exploding.calls == 3 else {})
 
     exploding.calls = 0
-    monkeypatch.setattr(ppo, "appraise", exploding)
+    monkeypatch.setattr(ppo, "measured", exploding)
     ppo.run(config)
     curve = curve_of(config)
     assert len(curve) == 3
@@ -300,7 +343,7 @@ from omegaconf import OmegaConf
 from tests.test_ppo import episodes_of
 from training.group import Group
 from training.models import load_tokenizer
-from training.ppo import appraise, load_players, update
+from training.ppo import appraise, load_players, measured, update
 config, group = OmegaConf.load({config!r}), Group()
 torch.set_num_threads(1)
 model = load_players(config, load_tokenizer(config))
@@ -310,7 +353,8 @@ marks = {{id(e): k for k, e in enumerate(episodes)}}
 reward = lambda some, trees, replies: torch.tensor([float(marks[id(e)] + t) for e in some for t in range(2)])
 optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=1e-3)
 for _ in range(2):
-    samples, entry = appraise(model, mine, reward, 0.1, config.ppo, group)
+    samples = appraise(model, mine, reward, 0.1, config.ppo, group)
+    entry = measured(samples, lambda trees, replies: torch.zeros(1), group)
     logged = update(model, optimizer, samples, config.ppo, group)
 torch.save({{"weights": [p.detach() for p in model.parameters("policy") + model.parameters("value")], "entry": entry, "logged": logged}}, {out!r} + f"/{{group.size}}-{{group.rank}}.pt")
 """
@@ -351,7 +395,7 @@ def test_the_weights_of_four_copies_are_not_held():
 
 
 def test_whitening_knows_nothing_of_order(model, run):
-    samples, _ = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.0, run.ppo, Group())
+    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.0, run.ppo, Group())
     whiten(samples, Group())
     again = [s.advantages.clone() for s in samples]
     whiten(samples[::-1], Group())

@@ -55,7 +55,7 @@ STAGES = (
     Stage("reward", "training.reward", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "reward"), TRAIN, trains=True),
     Stage("dpo", "training.dpo", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "dpo"), TRAIN, trains=True),
     Stage("kto", "training.kto", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "kto"), TRAIN, trains=True),
-    Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "reward", "ppo"), TRAIN, trains=True, company=True),
+    Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "reward", "ppo"), TRAIN, trains=True, company=True),
     Stage("rloo", "training.rloo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer", "reward", "rloo"), TRAIN, trains=True),
     Stage("evaluate", "eval.evaluate", ("prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
     Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, signed=True),

@@ -46,11 +46,12 @@ class Sample:
     values: torch.Tensor           # (N,)
     advantages: torch.Tensor       # (N,)
     returns: torch.Tensor          # (N,)
+    scores: list[float]            # of each reply
+    kl: float                      # nats, all its replies together
+    cut_off: int                   # replies without an end
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The mathematics
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The mathematics -----------------------------------------------------------------------------------------------
 
 
 def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[float], lam: float, turn_discount: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,8 +112,8 @@ def values_of(model: OneBase, trees: list[Tree], replies: list[list[list[int]]])
     return model.heads["value"].linear(model.hidden(trees)[said[:, 0], said[:, 1]].float())[:, 0]
 
 
-def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> tuple[list[Sample], dict]:
-    """Score what was said and turn it into samples with advantages; what is worth logging beside them."""
+def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> list[Sample]:
+    """Score what was said and turn it into samples with advantages."""
     packed = [episode.tree() for episode in episodes]
     trees, replies = [tree for tree, _ in packed], [mine for _, mine in packed]
     end = model.tokenizer.eos_token_id
@@ -125,15 +126,34 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     samples, first = [], 0
     for i, tree in enumerate(trees):
         lengths = [len(places) for places in replies[i]]
-        costs = (beta * (old[i] - ref[i])).split(lengths)
-        advantages, returns = gae(list(values[i].split(lengths)), list(costs), scores[first:first + len(lengths)].tolist(), settings.lam, settings.turn_discount)
-        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns))
+        mine, unended = scores[first:first + len(lengths)].tolist(), int((~ended[first:first + len(lengths)]).sum())
+        apart = old[i] - ref[i]
+        advantages, returns = gae(list(values[i].split(lengths)), list((beta * apart).split(lengths)), mine, settings.lam, settings.turn_discount)
+        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, mine, float(apart.sum()), unended))
         first += len(lengths)
-    errors, returns = torch.cat([s.returns - s.values for s in samples]), torch.cat([s.returns for s in samples])
     whiten(samples, group)
-    n, tokens, kl, total, cut, talks = group.sum(len(scores), sum(map(len, old)), float(torch.cat(old).sub(torch.cat(ref)).sum()), float(scores.sum()), float((~ended).sum()), len(episodes))
-    return samples, {"kl": kl / n, "reward": total / n, "reply_tokens": tokens / n, "cut_off": cut / n, "replies": n / talks,
-                     "explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))}
+    return samples
+
+
+def measured(samples: list[Sample], watch: Callable, group: Group) -> dict:
+    """What is worth logging of a step, over all processes: means over replies, `explained` (by the values, of the returns' variance) of this process."""
+    errors, returns = (torch.cat(each) if samples else torch.zeros(2) for each in ([s.returns - s.values for s in samples], [s.returns for s in samples]))
+    other = float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()) if samples else 0.0
+    n, talks, tokens, kl, reward, held_out, cut = group.sum(sum(len(s.scores) for s in samples), len(samples), sum(len(s.old) for s in samples), sum(s.kl for s in samples),
+                                                            sum(sum(s.scores) for s in samples), other, sum(s.cut_off for s in samples))
+    return {"kl": kl / n, "reward": reward / n, "held_out": held_out / n, "reply_tokens": tokens / n, "cut_off": cut / n, "replies": n / talks,
+            "explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))}
+
+
+def least_liked(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
+    """Of all processes' conversations `every`, the `most` whose worst reply scored least; `numbers` are this process's, of its samples.
+
+    To meet them again is to learn where there is something to learn (Jiang et al. 2021, arXiv:2010.03934): most customers are served well soon,
+    and the rare cases that are not would come by a few times in a whole run.
+    """
+    mine = {number: min(sample.scores) for number, sample in zip(numbers, samples, strict=True)}
+    worst = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))
+    return sorted(every, key=worst.get)[:most]
 
 
 def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sample], settings, group: Group) -> dict:
@@ -172,9 +192,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
     return {name: total / rounds for name, total in logged.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The run -------------------------------------------------------------------------------------------------------
 
 
 def run(config) -> None:
@@ -209,10 +227,10 @@ def run(config) -> None:
 
 
 def load_players(config, tokenizer) -> OneBase:
-    """The base with policy and reference (the SFT adapter twice), the reward models, and the value model (a reward model's adapter, its head set to 0)."""
-    model, sft = OneBase(config, tokenizer), require(config, "sft", "ppo") / "adapter"
-    model.add("policy", sft)
-    model.add("ref", sft)
+    """The base with policy (where it starts: `ppo.start`) and reference (SFT), the reward models, and the value model (a reward model's adapter, its head set to 0)."""
+    model = OneBase(config, tokenizer)
+    model.add("policy", require(config, config.ppo.start, "ppo") / "adapter")
+    model.add("ref", require(config, "sft", "ppo") / "adapter")
     load_rewards(config, tokenizer, require(config, "reward", "ppo"), model)
     model.add("value", require(config, "reward", "ppo") / "members/0")
     torch.nn.init.zeros_(model.heads["value"].linear.weight)
@@ -230,24 +248,26 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
     checkpoint = last_checkpoint(out / "checkpoints", "state.json")
-    curve, beta, seen, good = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), snapshot(model))
+    curve, beta, seen, again, good = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], snapshot(model))
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
-        numbers = [step * settings.episodes + i for i in range(group.rank, settings.episodes, group.size)]
+        again = again if step < settings.steps else []           # the last round only measures where the policy has come to
+        every = [*range(step * settings.episodes, (step + 1) * settings.episodes - len(again)), *again]
+        numbers = every[group.rank::group.size]
         room = min(config.model.max_new_tokens, config.model.max_tokens // 2)
         generate.refresh()
         episodes = (play(generate, tokenizer, pack, numbers, config.seed, settings.max_replies, config.model.max_tokens, room) if pack
                     else answer(generate, tokenizer, rows, numbers, config.seed, config.model.max_tokens, room))
-        samples, entry = appraise(model, episodes, reward, beta, settings, group)
-        n, other = group.sum(sum(len(e.turns) for e in episodes), float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()))
-        entry = {"step": step, **entry, "held_out": other / n, "beta": beta}
+        samples = appraise(model, episodes, reward, beta, settings, group)
+        entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
             restore(model, good)
             curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: the policy is the last one within it"})
             break
         good = snapshot(model)
-        if step < settings.steps:            # the last round only measures where the policy has come to
+        again = least_liked(numbers, samples, every, int(settings.again * settings.episodes), group)
+        if step < settings.steps:
             for group_of, rate in zip(optimizer.param_groups, (settings.learning_rate, settings.value_learning_rate), strict=True):
                 group_of["lr"] = rate * min(1.0, (step + 1) / max(1, settings.warmup)) * (1 - step / settings.steps * (1 - settings.final_rate))
             entry |= update(model, optimizer, samples, settings, group)
@@ -259,7 +279,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
             if config.tracking.report_to == "wandb":
                 log_to_wandb(entry)
             if (step + 1) % settings.save_steps == 0:
-                save(model, optimizer, good, curve, beta, seen, out / "checkpoints")
+                save(model, optimizer, good, {"curve": curve, "beta": beta, "seen": sorted(seen), "again": again}, out / "checkpoints")
     return curve
 
 
@@ -279,23 +299,23 @@ def restore(model: OneBase, weights: list[torch.Tensor]) -> None:
         parameter.copy_(weight)
 
 
-def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tensor], curve: list[dict], beta: float, seen: set[str], folder: Path) -> None:
+def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tensor], state: dict, folder: Path) -> None:
     """A checkpoint in the place of the one before; `good` is the last policy that was measured within the budget. Random numbers are drawn anew from
     seed and step, so that none need be kept."""
-    fresh = folder / f"checkpoint-{len(curve)}"
+    fresh = folder / f"checkpoint-{len(state['curve'])}"
     fresh.mkdir(parents=True, exist_ok=True)
     torch.save({"policy": model.parameters("policy"), "value": model.parameters("value"), "good": good, "optimizer": optimizer.state_dict()}, fresh / "weights.pt")
-    write_json(fresh / "state.json", {"curve": curve, "beta": beta, "seen": sorted(seen)})
+    write_json(fresh / "state.json", state)
     for other in folder.glob("checkpoint-*"):
         if other != fresh:
             shutil.rmtree(other)
 
 
 @torch.no_grad()
-def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str], list[torch.Tensor]]:
+def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str], list[int], list[torch.Tensor]]:
     saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=True), json.loads((folder / "state.json").read_text())
     for name in ("policy", "value"):
         for parameter, weight in zip(model.parameters(name), saved[name], strict=True):
             parameter.copy_(weight)
     optimizer.load_state_dict(saved["optimizer"])
-    return state["curve"], state["beta"], set(state["seen"]), saved["good"]
+    return state["curve"], state["beta"], set(state["seen"]), state["again"], saved["good"]

@@ -1,0 +1,217 @@
+"""Our PPO beside TRL 1.12's, the last line of TRL that had one: time and memory of a step, and the reward reached with as many samples.
+
+    python -m benchmarks.ppo trl_python=.venv-trl/bin/python [run_dir=runs/dev] [shape=135m] [device=cpu] [out=benchmarks/ppo.md]
+
+Both are given the same prompts (token ids), batch, micro-batch, reply length, epochs, optimiser steps, learning rate, LoRA rank and one reward model; each runs in
+a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. With `run_dir`, a
+finished run of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts.
+On a GPU (`shape=8b device=cuda`) also the utilisation of the update, against a matrix multiplication in the same run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.shapes import LORA, ceiling, peak_bytes, random_adapter, random_base, size, tokenizer_of
+from conf.load import load_config
+from data_prep.artifacts import ROOT, recorded_config, require, stage_dir
+from data_prep.conversation import read_jsonl, write_json
+from data_prep.statistics import paired_difference
+from training import ppo
+from training.adapters import OneBase
+from training.ensemble import held_out_rewards, load_rewards, rewards
+from training.group import Group
+from training.models import load_candidate, load_tokenizer, quieten
+from training.rollouts import Episode, Local, prompt_ids
+from training.trees import grow
+
+PROMPT, REPLY, BATCH, MICRO = 64, 48, 16, 4            # tokens and rows of the timed steps
+REACHED = {"steps": 12, "batch": 64, "epochs": 2, "minibatches": 2, "reply_tokens": 64}
+LEARNING_RATES = (1e-4, 3e-4, 6e-4)                    # TRL's side is given the best of these
+HELD_OUT = 256
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our side of it: `python -m benchmarks.ppo ours spec.json result.json`
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ours(spec: dict) -> dict:
+    """Steps of training/ppo.py on given prompts; seconds of each, and what it held."""
+    config = configuration(spec)
+    quieten(config)
+    settings, group, folder = config.ppo, Group(), Path(spec["base"])
+    if spec["run_dir"]:
+        tokenizer = load_tokenizer(config)
+        model = ppo.load_players(config, tokenizer)
+        calibration = json.loads((require(config, "reward", "the benchmark") / "calibration.json").read_text())
+    else:
+        tokenizer = tokenizer_of(folder)
+        model, calibration = players(config, tokenizer, folder, spec["members"])
+    optimizer = torch.optim.AdamW([{"params": model.parameters("policy")}, {"params": model.parameters("value")}], lr=spec["learning_rate"], betas=(0.9, 0.95), weight_decay=0.0)
+    draw, found, beta = Local(model, "policy", spec["reply_tokens"]), {"rollout": [], "step": [], "update": []}, settings.beta
+    for step, prompts in enumerate(spec["prompts"]):
+        started = time.perf_counter()
+        episodes = [Episode([turn]) for turn in draw(prompts, spec["seed"] + step)]
+        drawn = time.perf_counter()
+        samples = ppo.appraise(model, episodes, lambda _, trees, replies: rewards(model, calibration, trees, replies), beta, settings, group)
+        watch = (lambda trees, replies: held_out_rewards(model, calibration, trees, replies)) if "held_out" in model.heads else lambda *_: torch.zeros(1)
+        entry = ppo.measured(samples, watch, group)
+        scored = time.perf_counter()
+        ppo.update(model, optimizer, samples, settings, group)
+        beta = ppo.adapted(beta, entry["kl"], settings.kl_target)
+        ended = time.perf_counter()
+        found["rollout"].append(drawn - started)
+        found["update"].append(ended - scored)
+        found["step"].append(ended - started)
+    model.save("policy", Path(spec["save"]))
+    found["peak"] = peak_bytes(spec["device"])
+    if spec["device"] == "cuda":
+        tokens = sum(len(s.tree.ids) for s in samples) * settings.epochs
+        flops = 2 * 4 * size(model.base) * tokens          # policy and value, each forward and back to the adapters: 4 N a token, nothing counted twice for recomputing
+        top = ceiling("cuda", torch.bfloat16)
+        found |= {"update_tokens_per_second": tokens / found["update"][-1], "mfu": flops / found["update"][-1] / top, "ceiling": top}
+    return found
+
+
+def players(config, tokenizer, folder: Path, members: int) -> tuple[OneBase, dict]:
+    """A random base with policy, reference, so many reward models (one more watching where they are several) and a value model, none of them trained."""
+    model = OneBase(config, tokenizer)
+    speaks, judges = random_adapter(model.base, folder / "adapters/speaks"), random_adapter(model.base, folder / "adapters/judges", head=True)
+    for name in ("policy", "ref"):
+        model.add(name, speaks)
+    for name in [*(f"reward_{k}" for k in range(members)), "value", *(["held_out"] if members > 1 else [])]:
+        model.add(name, judges)
+    plain = {"mean": 0.0, "std": 1.0}
+    return model, {"members": [plain] * members, "held_out": plain, "spread_penalty": 0.5}
+
+
+def configuration(spec: dict):
+    own = [f"ppo.epochs={spec['epochs']}", f"ppo.minibatches={spec['minibatches']}", f"ppo.batch_tokens={spec['batch_tokens']}"]
+    if spec["run_dir"]:
+        return recorded_config(Path(spec["run_dir"]), "ppo", [*spec["overrides"], *own, "ppo.start=sft"])
+    gpu = spec["device"] == "cuda"
+    return load_config([f"hardware={'gpu' if gpu else 'cpu'}", "model.from_scratch=false", f"model.name={spec['base']}", f"model.dtype={'bfloat16' if gpu else 'float32'}", *own])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both sides
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def side(python: str, arguments: list[str], spec: dict, folder: Path) -> dict:
+    """One side's run in a process of its own; its log lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "spec.json", {**spec, "save": str(folder / "policy")})
+    command = [python, "-m", *arguments, str(folder / "spec.json"), str(folder / "result.json")]
+    with (folder / "log.txt").open("w") as log:
+        made = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if made.returncode:
+        raise SystemExit(f"{' '.join(arguments)} stopped with exit status {made.returncode}: see {folder / 'log.txt'}")
+    return json.loads((folder / "result.json").read_text())
+
+
+def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[str, dict]:
+    """Steps of both on random weights; the first, in which memory is first asked for, is left out of the times."""
+    base, rng = random_base(shape, folder / shape, device), random.Random(0)
+    spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (PROMPT + REPLY),
+            "reply_tokens": REPLY, "learning_rate": 1e-5, "lora": {"r": LORA.r, "lora_alpha": LORA.lora_alpha, "target_modules": "all-linear"}, "checkpointing": False,
+            "prompts": [[[rng.randrange(100, 500) for _ in range(PROMPT)] for _ in range(BATCH)] for _ in range(steps + 1)]}
+    found = {"ours, one reward model": side(sys.executable, ["benchmarks.ppo", "ours"], spec, folder / "ours"),
+             "ours, three and one that watches": side(sys.executable, ["benchmarks.ppo", "ours"], {**spec, "members": 3}, folder / "ours_3"),
+             "TRL 1.12": side(trl_python, ["benchmarks.ppo_trl"], spec, folder / "trl"),
+             "TRL 1.12, checkpointing (its default)": side(trl_python, ["benchmarks.ppo_trl"], {**spec, "checkpointing": True}, folder / "trl_checkpointing")}
+    for each in found.values():
+        each["rollout"], each["step"] = (sum(each[key][1:]) / steps for key in ("rollout", "step"))
+    return found
+
+
+def reached(trl_python: str, run_dir: Path, overrides: list[str], folder: Path) -> dict[str, dict]:
+    """Both learn from the run's reward ensemble with as many samples; what replies to held-out prompts are worth then, the ensemble says and the held-out model."""
+    config = recorded_config(run_dir, "ppo", overrides)
+    quieten(config)
+    tokenizer, rng = load_tokenizer(config), random.Random(0)
+    room = REACHED["reply_tokens"]
+
+    def prompts(split: str, most: int) -> list[list[int]]:
+        rows = [row for _, row in read_jsonl(stage_dir(config, "prepare") / f"prompts/{split}.jsonl")]
+        return [prompt_ids(tokenizer, row["prompt"], config.model.max_tokens, room) for row in rng.sample(rows, min(most, len(rows)))]
+
+    merged = folder / "merged"
+    if not (merged / "config.json").is_file():
+        load_candidate(config, "sft").save_pretrained(merged)
+        tokenizer.save_pretrained(merged)
+    train, held_out = prompts("train", REACHED["steps"] * REACHED["batch"]), prompts("validation", HELD_OUT)
+    batch = min(REACHED["batch"], len(train))
+    spec = {**REACHED, "base": str(merged), "run_dir": str(run_dir.resolve()), "overrides": overrides, "device": "cpu", "seed": 0, "members": 3, "micro": batch, "batch_tokens": 8192, "checkpointing": False,
+            "prompts": [train[k:k + batch] for k in range(0, len(train) - batch + 1, batch)],
+            "lora": {"r": config.sft.lora.r, "lora_alpha": config.sft.lora.alpha, "target_modules": config.sft.lora.target_modules}}
+    model = load_rewards(config, tokenizer, stage_dir(config, "reward"))
+    calibration = json.loads((stage_dir(config, "reward") / "calibration.json").read_text())
+
+    def judged(policy: Path | None, base: Path) -> dict[str, list[float]]:
+        """The rewards of one drawn reply to each held-out prompt."""
+        speaker = OneBase(configuration_of(base, config), tokenizer)
+        speaker.add("policy", policy or random_adapter(speaker.base, folder / "nothing"))
+        turns = Local(speaker, "policy", room)(held_out, 1)
+        trees = [grow([turn.prompt + turn.reply]) for turn in turns]
+        replies = [[tree.leaves[0][-len(turn.reply):]] for tree, turn in zip(trees, turns, strict=True)]
+        return {"ensemble": rewards(model, calibration, trees, replies).tolist(), "held_out": held_out_rewards(model, calibration, trees, replies).tolist()}
+
+    own_base = stage_dir(config, "pretrain") / "model" if config.model.from_scratch else Path(config.model.name)
+    found = {"SFT": judged(None, merged)}
+    took = side(sys.executable, ["benchmarks.ppo", "ours"], {**spec, "learning_rate": config.ppo.learning_rate}, folder / "ours_reward")
+    found["ours"] = {**judged(folder / "ours_reward/policy", own_base), "seconds": sum(took["step"])}
+    for rate in LEARNING_RATES:
+        took = side(trl_python, ["benchmarks.ppo_trl"], {**spec, "learning_rate": rate}, folder / f"trl_reward_{rate:g}")
+        found[f"TRL 1.12, learning rate {rate:g}"] = {**judged(folder / f"trl_reward_{rate:g}/policy", merged), "seconds": sum(took["step"])}
+    return found
+
+
+def configuration_of(base: Path, config):
+    return load_config(["model.from_scratch=false", f"model.name={base}", f"model.max_tokens={config.model.max_tokens}"])
+
+
+def main(arguments: list[str]) -> dict:
+    options = dict(argument.split("=", 1) for argument in arguments)
+    trl_python, run_dir, shape, device = options.pop("trl_python"), options.pop("run_dir", None), options.pop("shape", "135m"), options.pop("device", "cpu")
+    steps, out, work = int(options.pop("steps", 3)), Path(options.pop("out", "runs/bench_ppo/ppo.md")), Path(options.pop("work", "runs/bench_ppo")).resolve()
+    results = {"timed": timed(trl_python, shape, device, steps, work)}
+    trl = results["timed"]["TRL 1.12"]
+    lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {device}: `python -m benchmarks.ppo {' '.join(a for a in arguments if not a.startswith(('trl_python', 'work')))}`", "",
+             f"{BATCH} prompts of {PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps.", "",
+             "| | seconds a step | rollout | the rest | time / TRL's | peak memory | memory / TRL's |", "|---|---|---|---|---|---|---|"]
+    for name, each in results["timed"].items():
+        lines.append(f"| {name} | {each['step']:.2f} | {each['rollout']:.2f} | {each['step'] - each['rollout']:.2f} | {each['step'] / trl['step']:.2f} | {each['peak'] / 2**30:.2f} GiB | {each['peak'] / trl['peak']:.2f} |")
+        if "mfu" in each:
+            lines += ["", f"{name}: update {each['update_tokens_per_second']:.0f} tokens/s, {each['mfu']:.0%} of the {each['ceiling'] / 1e12:.0f} TFLOP/s that a matrix multiplication reached (4 N a token and model).", ""]
+    if run_dir:
+        results["reached"] = reached(trl_python, Path(run_dir), [f"{key}={value}" for key, value in options.items()], work)
+        base, mine = results["reached"]["SFT"], results["reached"]["ours"]
+        lines += ["", f"Reward after {REACHED['steps']} steps of {REACHED['batch']} single replies with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired):", "",
+                  "| | ensemble | over SFT | held-out reward model | ours over it (ensemble) | seconds |", "|---|---|---|---|---|---|"]
+        for name, each in results["reached"].items():
+            gain, over = paired_difference(each["ensemble"], base["ensemble"]), paired_difference(mine["ensemble"], each["ensemble"])
+            cells = ["" if skip else f"{d[0]:+.3f} [{d[1]:+.3f}, {d[2]:+.3f}]" for d, skip in ((gain, name == "SFT"), (over, name in ("SFT", "ours")))]
+            lines.append(f"| {name} | {sum(each['ensemble']) / len(each['ensemble']):.3f} | {cells[0]} | {sum(each['held_out']) / len(each['held_out']):.3f} | {cells[1]} | {each.get('seconds', 0):.0f} |")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_json(work / "ppo.json", results)
+    print("\n".join(lines))
+    return results
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ours"]:
+        Path(sys.argv[3]).write_text(json.dumps(ours(json.loads(Path(sys.argv[2]).read_text()))))
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,82 @@
+"""What the training benchmarks share: random models of a given shape, what this machine can do at most, and what a process took."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from data_prep.artifacts import ROOT
+from training.adapters import HEAD, Head
+from training.pretrain import build_tokenizer
+
+SHAPES = {
+    "toy": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 600, "tie_word_embeddings": True},
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
+}
+LORA = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+
+
+def random_base(shape: str, folder: Path, device: str) -> Path:
+    """A Llama with random weights and a tokenizer in a folder; written once."""
+    if (folder / "config.json").is_file():
+        return folder
+    torch.manual_seed(0)
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split("\n")
+    tokenizer = build_tokenizer(iter(words * 3 + ["system user assistant tool"] * 9), 560, (ROOT / "training/templates/tiny.jinja").read_text(encoding="utf-8"))
+    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=4096)
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_adapter(base: torch.nn.Module, folder: Path, head: bool = False) -> Path:
+    """A LoRA adapter as it is before training, with a head beside it where it is to be a reward or value model."""
+    if not (folder / "adapter_config.json").is_file():
+        model = get_peft_model(base, LORA)
+        model.save_pretrained(folder)
+        model.unload()
+        if head:
+            save_file(Head(base.config.hidden_size).state_dict(), folder / HEAD)
+    return folder
+
+
+def tokenizer_of(folder: Path):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def size(model: torch.nn.Module) -> int:
+    """Weights that a token is multiplied with: all but the table of embeddings, where the head is not that table."""
+    total = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name and "embed_tokens" not in name)
+    return total + (model.get_input_embeddings().weight.numel() if model.config.tie_word_embeddings else 0)
+
+
+def ceiling(device: str, dtype: torch.dtype, width: int = 4096, rounds: int = 20) -> float:
+    """FLOP/s of a large matrix multiplication here and now: what utilisation is measured against."""
+    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(rounds):
+        a @ b
+    wait(device)
+    return 2 * width ** 3 * rounds / (time.perf_counter() - started)
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory this process ever held: of the GPU where there is one, else resident."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
