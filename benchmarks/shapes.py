@@ -23,14 +23,14 @@ SHAPES = {
 LORA = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
 
 
-def random_base(shape: str, folder: Path, device: str) -> Path:
-    """A Llama with random weights and a tokenizer in a folder; written once."""
+def random_base(shape: str, folder: Path, device: str, tokenizer=None) -> Path:
+    """A Llama with random weights in a folder, with this tokenizer or one of its own; written once."""
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(0)
     words = (ROOT / "README.md").read_text(encoding="utf-8").split("\n")
-    tokenizer = build_tokenizer(iter(words * 3 + ["system user assistant tool"] * 9), 560, (ROOT / "training/templates/tiny.jinja").read_text(encoding="utf-8"))
-    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=4096)
+    tokenizer = tokenizer or build_tokenizer(iter(words * 3 + ["system user assistant tool"] * 9), 560, (ROOT / "training/templates/tiny.jinja").read_text(encoding="utf-8"))
+    config = LlamaConfig(**{**SHAPES[shape], "vocab_size": max(SHAPES[shape]["vocab_size"], len(tokenizer))}, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=4096)
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32)
     model.save_pretrained(folder)

@@ -66,12 +66,7 @@ def run(config) -> None:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
     rows = telling(config, tokenizer, rows, settings.max_pairs)
     with stage_output(config, "dpo") as out:
-        arguments = trainer_arguments(config, "dpo", Path(out), DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
-        order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
-        dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], settings.offset)} for row in order])
-        if config.hardware.trainer.use_cpu:
-            trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
-        trainer = OffsetDPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+        trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
         save_policy(trainer, out / "adapter")
         held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
@@ -88,6 +83,16 @@ def run(config) -> None:
         fall = facts["chosen_fall"]
         out.summary(f"{len(rows)} pairs → {accuracy:.2f} of training pairs preferred, chosen log-probs {'fell' if fall > 0 else 'rose'} by {abs(fall):.2f}, "
                     f"{facts['kl']:.2f} nats a reply from sft; {too_long} too long", **metrics)
+
+
+def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTrainer:
+    """The trainer over these pairs, in batches of like length."""
+    arguments = trainer_arguments(config, "dpo", folder, DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
+    order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
+    dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order])
+    if config.hardware.trainer.use_cpu:
+        trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
+    return OffsetDPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
 def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:

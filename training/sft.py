@@ -61,6 +61,18 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
     done = folder / "metrics.json"
     if done.is_file():
         return json.loads(done.read_text())
+    trainer = trainer_of(config, model, tokenizer, datasets, folder, changes)
+    curve = train(trainer, folder)
+    loss = trainer.evaluate()["eval_loss"] if datasets["validation"] else float("nan")
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    metrics = {"train_loss": curve[-1]["loss"], "validation_loss": loss, "steps": trainer.state.global_step}
+    write_json(done, metrics)
+    return metrics
+
+
+def trainer_of(config, model, tokenizer, datasets: dict, folder: Path, changes) -> SFTTrainer:
+    """The trainer over tokenised conversations, packed or in batches of like length."""
     # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
     settings = {**config.hardware.sft_trainer, **config.sft.trainer, **changes}
     sampling = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
@@ -70,11 +82,4 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
         order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.per_device_train_batch_size, rng)
         datasets = {**datasets, "train": Dataset.from_list(order)}
     trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
-    trainer = trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
-    curve = train(trainer, folder)
-    loss = trainer.evaluate()["eval_loss"] if datasets["validation"] else float("nan")
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    metrics = {"train_loss": curve[-1]["loss"], "validation_loss": loss, "steps": trainer.state.global_step}
-    write_json(done, metrics)
-    return metrics
+    return trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)

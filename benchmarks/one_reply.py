@@ -1,0 +1,89 @@
+"""Most archives hold one reply a prompt: how well does a reward model learn from single ratings alone, on the same held-out pairs?
+
+    python -m benchmarks.one_reply run_dir=runs/dev [out=benchmarks/one_reply.md] [key=value of conf/]
+
+The run's anonymised archive is cut: drafts, their ratings and edits go, what is left is one reply a prompt, some of them rated. From that the stages `prepare` and
+`reward` are run anew (under `<run_dir>/one_reply/`, not trained again where they are there). Both reward models are asked which of two drafts the raters
+preferred, on the pairs of the whole archive whose customers neither model saw.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from data_prep import prepare
+from data_prep.artifacts import recorded_config, require, stage_dir, stage_output
+from data_prep.conversation import read_jsonl, write_json, write_jsonl
+from data_prep.statistics import paired_difference, wilson
+from training import reward
+from training.ensemble import load_rewards, rewards
+from training.models import load_tokenizer, quieten
+from training.reward_gate import calibration_error, chances, pairs_of
+
+
+def cut(config, source: Path) -> dict[str, int]:
+    """The archive without second replies: no drafts, no edits, no ratings of drafts."""
+    conversations = [{**row, "messages": [{key: value for key, value in message.items() if key != "drafts"} for message in row["messages"]]} for _, row in read_jsonl(source / "conversations.jsonl")]
+    feedback = [row for _, row in read_jsonl(source / "feedback.jsonl")]
+    kept = [row for row in feedback if not row.get("draft_id") and row["kind"] != "edit"]
+    with stage_output(config, "anonymise") as out:
+        write_jsonl(out / "conversations.jsonl", conversations)
+        write_jsonl(out / "feedback.jsonl", kept)
+    return {"feedback": len(feedback), "kept": len(kept), "ratings": sum(row["kind"] == "rating" for row in kept)}
+
+
+def apart(config, tokenizer, held_out: list) -> np.ndarray:
+    """By how much each held-out pair's preferred reply is above the other one, in the reward of a run's ensemble."""
+    source = stage_dir(config, "reward")
+    model, calibration = load_rewards(config, tokenizer, source), json.loads((source / "calibration.json").read_text())
+    scores = rewards(model, calibration, [one.tree for one in held_out], [one.replies() for one in held_out]).numpy()
+    first = np.cumsum([0, *(len(one.lengths) for one in held_out)])
+    return np.array([scores[first[pair.better[0]] + pair.better[1]] - scores[first[pair.worse[0]] + pair.worse[1]] for pair in pairs_of(held_out)])
+
+
+def main(arguments: list[str]) -> dict:
+    options = dict(argument.split("=", 1) for argument in arguments)
+    run_dir = Path(options.pop("run_dir", "runs/dev"))
+    folder = run_dir / "one_reply"
+    out = Path(options.pop("out", folder / "one_reply.md"))
+    config = recorded_config(run_dir, "reward", [f"{key}={value}" for key, value in options.items()])
+    quieten(config)
+    tokenizer = load_tokenizer(config)
+    alone = config.copy()
+    OmegaConf.set_struct(alone, False)
+    alone.run_dir, alone.fingerprint, alone.reward.sources = str(folder), {"benchmark": "one_reply"}, ["ratings"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in ("pretrain", "sft"):
+        if stage_dir(config, stage).is_dir() and not (folder / stage).exists():
+            (folder / stage).symlink_to(stage_dir(config, stage).resolve())
+    if not (stage_dir(alone, "reward") / "manifest.json").is_file():
+        cut(alone, require(config, "anonymise", "the benchmark"))
+        prepare.run(alone)
+        reward.run(alone)
+    held_out = [one for split in ("validation", "test") for one in reward.read(config, tokenizer, split)[0]]
+    found = {"pairs and ratings": apart(config, tokenizer, held_out), "one reply a prompt, ratings alone": apart(alone, tokenizer, held_out)}
+    right = {name: [float(x > 0) for x in each] for name, each in found.items()}
+    n = len(right["pairs and ratings"])
+    lines = ["# One reply a prompt", "", f"{datetime.date.today()}, seed of the run {config.seed}: `python -m benchmarks.one_reply {' '.join(arguments)}`", "",
+             f"Which of two drafts the raters preferred, on {n} held-out pairs:", "", "| the reward model learned from | right [95 %] | calibration error |", "|---|---|---|"]
+    for name, each in right.items():
+        low, high = wilson(int(sum(each)), n)
+        lines.append(f"| {name} | {sum(each) / n:.3f} [{low:.3f}, {high:.3f}] | {calibration_error(chances(found[name])):.3f} |")
+    difference = paired_difference(right["one reply a prompt, ratings alone"], right["pairs and ratings"])
+    lines += ["", f"Difference, paired: {difference[0]:+.3f} [{difference[1]:+.3f}, {difference[2]:+.3f}].", ""]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines), encoding="utf-8")
+    results = {"n": n, **{name: sum(each) / n for name, each in right.items()}, "gate": json.loads((stage_dir(alone, "reward") / "gate.json").read_text())}
+    write_json(folder / "one_reply.json", results)
+    print("\n".join(lines))
+    return results
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

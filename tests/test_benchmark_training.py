@@ -1,0 +1,111 @@
+"""The benchmarks of training at toy size: each way runs, counts what it says it counts, and the pages hold what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks import gain, one_reply, ppo, sft_dpo
+from benchmarks.shapes import random_base, size
+from data_prep.artifacts import stage_dir, stage_output
+from data_prep.conversation import read_jsonl, write_jsonl
+from tests.toys import toy_run
+from training.models import load_base
+
+
+def asked(number: int) -> list[dict]:
+    return [{"role": "user", "content": f"where is order {number}?"}]
+
+
+def said(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = toy_run(tmp_path_factory.mktemp("bench"), "trainer.warmup_steps=1")
+    rows = [{"conversation_id": f"c-{k}", "prompt": asked(k) + turn * (said("One moment.") + asked(k)), "completion": said("It arrives soon." if turn else "One moment.")} for k in range(40) for turn in range(2)]
+    with stage_output(config, "prepare") as out:
+        write_jsonl(out / "sft/train.jsonl", rows)
+        write_jsonl(out / "preferences/train.jsonl", [{"conversation_id": f"c-{k}", "prompt": asked(k), "chosen": said("It arrives soon."), "rejected": said("Pay now."), "margin": 1.0} for k in range(48)])
+    for stage in ("dpo", "ppo"):
+        path = Path(config.run_dir) / f"config/{stage}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        OmegaConf.save(config, path)
+    return config
+
+
+@pytest.mark.slow
+def test_sft_and_dpo_beside_plain_trl(run, tmp_path):
+    """Every way once; the archive's replies are learned by all of them, so a row a conversation holds what its rows a reply hold."""
+    results = sft_dpo.main([f"run_dir={run.run_dir}", "steps=1", "batch=4", f"work={tmp_path}", f"out={tmp_path}/page.md"])
+    assert {what: list(ways) for what, ways in results.items()} == sft_dpo.WAYS
+    assert all(0 < each["supervised"] < each["real"] <= each["tokens"] for each in results["sft"].values())
+    assert results["sft"]["TRL, a row a reply"]["rows"] == 2 * results["sft"]["TRL, a row a conversation"]["rows"]
+    by_conversation, ours = (results["sft"][way] for way in ("TRL, a row a conversation", "ours, batches of like length"))
+    assert ours["supervised"] == by_conversation["supervised"], "the same labels, counted two ways"
+    page = (tmp_path / "page.md").read_text()
+    assert all(way in page for ways in sft_dpo.WAYS.values() for way in ways)
+    assert str(tmp_path) not in page.split("`")[2]
+
+
+def test_random_weights_take_the_place_of_the_runs(run, tmp_path):
+    folder, overrides = sft_dpo.on_random_weights(run, "toy", "cpu", tmp_path, [])
+    spec = {"what": "dpo", "way": "ours", "run_dir": str(folder), "overrides": overrides, "device": "cpu", "steps": 1, "batch": 4, "folder": str(tmp_path / "one")}
+    found = sft_dpo.one(spec)
+    assert found["rows"] == 48
+    assert found["peak"] > 1e8
+
+
+def test_a_token_is_multiplied_with_every_weight_but_the_table(run):
+    base = load_base(run)
+    assert size(base) == sum(p.numel() for p in base.parameters()), "the head is the table, and is counted once"
+
+
+def test_our_side_of_ppo_moves_the_policy_and_times_its_steps(tmp_path):
+    base = random_base("toy", tmp_path / "toy", "cpu")
+    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "save": str(tmp_path / "policy"),
+            "prompts": [[[100 + k, 101, 102] for k in range(4)]] * 2}
+    found = ppo.ours(spec)
+    assert len(found["step"]) == len(found["rollout"]) == 2
+    assert all(0 < a < b for a, b in zip(found["rollout"], found["step"], strict=True))
+    assert (tmp_path / "policy/adapter_model.safetensors").read_bytes() != (base / "adapters/speaks/adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_both_sides_of_ppo(tmp_path, monkeypatch):
+    python = os.environ.get("SUPPORTLOOP_TRL_PYTHON")
+    if not python:
+        pytest.skip("set SUPPORTLOOP_TRL_PYTHON to a Python with trl==1.12.0 (make bench-train makes one) to run its side")
+    monkeypatch.setattr(ppo, "PROMPT", 8)
+    monkeypatch.setattr(ppo, "REPLY", 6)
+    results = ppo.main([f"trl_python={python}", "shape=toy", "steps=1", f"work={tmp_path}", f"out={tmp_path}/page.md"])
+    assert len(results["timed"]) == 4
+    assert all(each["peak"] > 1e8 and each["rollout"] < each["step"] for each in results["timed"].values())
+
+
+def test_an_archive_is_cut_to_one_reply_a_prompt(run, tmp_path):
+    config = run.copy()
+    config.run_dir, config.fingerprint = str(tmp_path / "cut"), {"seed": 0}
+    source = tmp_path / "anonymise"
+    write_jsonl(source / "conversations.jsonl", [{"id": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes", "drafts": [{"id": "d1", "content": "no"}]}]}])
+    place = {"conversation_id": "a", "message_index": 1, "rater_id": "q"}
+    write_jsonl(source / "feedback.jsonl", [{**place, "kind": "rating", "rating": 4}, {**place, "kind": "rating", "rating": 1, "draft_id": "d1"}, {**place, "kind": "edit", "edit": "Yes."}])
+    assert one_reply.cut(config, source) == {"feedback": 3, "kept": 1, "ratings": 1}
+    (row,) = [row for _, row in read_jsonl(stage_dir(config, "anonymise") / "conversations.jsonl")]
+    assert row["messages"][1] == {"role": "assistant", "content": "yes"}
+
+
+def test_the_share_closed_is_of_the_way_from_sft_to_the_ceiling():
+    def outcomes(successes: int) -> list[dict]:
+        return [{"success": k < successes, "violations": [], "handed_off": True, "wants_human": True, "needless_handoff": False, "most_repeated": 1, "ended": "handed_off"} for k in range(100)]
+
+    lines, figures = gain.table({"sft": outcomes(50), "dpo": outcomes(60), "ceiling": outcomes(90)}, 4)
+    assert figures["dpo"]["closed"] == pytest.approx(0.25)
+    assert figures["dpo"]["over_sft"]["value"] == pytest.approx(0.1)
+    assert any("| 25% |" in line for line in lines)
+    assert json.dumps(figures)
