@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 BENCH := .venv-bench
+TRL := .venv-trl
+RUN ?= runs/dev
 PIPELINE := $(PY) -m training.pipeline
 ARGS ?=
 TORCH_INDEX ?=
@@ -11,7 +13,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke test test-fast test-ray lint bench-anonymise serve clean $(STAGES)
+.PHONY: help setup train smoke test test-fast test-ray lint bench-anonymise bench-train serve clean $(STAGES)
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,5 +65,17 @@ $(BENCH)/.done:
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check presidio-analyzer==2.2.366
 	@touch $@
 
-clean:  ## Remove runs/ (keeps .venv and .venv-bench)
+bench-train: setup $(TRL)/.done  ## SFT, DPO and PPO beside plain TRL on a finished run (RUN=runs/dev), into benchmarks/*.md
+	$(PY) -m benchmarks.sft_dpo run_dir=$(RUN) out=benchmarks/sft_dpo.md $(ARGS)
+	$(PY) -m benchmarks.ppo trl_python=$(TRL)/bin/python run_dir=$(RUN) out=benchmarks/ppo.md $(ARGS)
+
+$(TRL)/.done:
+	@echo "Installing TRL 1.12 into $(TRL), the last line of it that had PPO: about 1.2 GB on disk."
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt transformers peft accelerate datasets hydra-core httpx pyyaml
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check trl==1.12.0
+	@touch $@
+
+clean:  ## Remove runs/ (keeps .venv, .venv-bench and .venv-trl)
 	rm -rf runs

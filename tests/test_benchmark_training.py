@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from benchmarks import gain, one_reply, ppo, sft_dpo
+from benchmarks import gain, one_reply, ppo, sft_dpo, share
 from benchmarks.shapes import random_base, size
-from data_prep.artifacts import stage_dir, stage_output
+from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_jsonl
 from tests.toys import toy_run
 from training.models import load_base
@@ -109,3 +111,25 @@ def test_the_share_closed_is_of_the_way_from_sft_to_the_ceiling():
     assert figures["dpo"]["over_sft"]["value"] == pytest.approx(0.1)
     assert any("| 25% |" in line for line in lines)
     assert json.dumps(figures)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8), st.floats(0.1, 0.9))
+def test_good_agents_get_the_share_that_is_asked_for(agents, good):
+    made = [{"id": str(k), "share": weight, "habits": {"loops": 0.5} if bad else {}} for k, (weight, bad) in enumerate(agents)]
+    if len({bad for _, bad in agents}) < 2:
+        with pytest.raises(StageError, match=r"agents\.yaml"):
+            share.with_share(made, good)
+        return
+    shared = share.with_share(made, good)
+    assert sum(a["share"] for a in shared) == pytest.approx(1)
+    assert sum(a["share"] for a in shared if not a["habits"]) == pytest.approx(good)
+    for a, b in zip(made, shared, strict=True):
+        same = [(x, y) for x, y in zip(made, shared, strict=True) if bool(x["habits"]) == bool(a["habits"])]
+        assert all(a["share"] * y["share"] == pytest.approx(x["share"] * b["share"]) for x, y in same), "among themselves as before"
+
+
+def test_the_plot_of_shares_draws_every_point():
+    points = [{"share": s, "dpo_gain": [0.1, 0.05, 0.15], "ppo_gain": [0.0, -0.05, 0.05]} for s in (0.3, 0.6)] + [{"share": 0.9, "dpo_gain": [0.0, -0.1, 0.1]}]
+    drawn = share.picture(points)
+    assert drawn.startswith("<svg")
+    assert "gain over SFT" in drawn or "PPO" in drawn
