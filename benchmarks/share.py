@@ -10,7 +10,6 @@ the gains over SFT paired by customer, and a plot: where nearly everybody does r
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 import sys
 from pathlib import Path
