@@ -13,8 +13,8 @@ from pathlib import Path
 from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
-from data_prep.artifacts import require, stage_output
-from data_prep.conversation import read_jsonl, write_json
+from data_prep.artifacts import StageError, require, stage_output
+from data_prep.conversation import read_jsonl, truncate, write_json
 from training.adapters import OneBase
 from training.ensemble import load_rewards, rewards
 from training.models import load_tokenizer, plain, train, trainer_arguments
@@ -43,13 +43,16 @@ def run(config) -> None:
 
         rows = [row for _, row in read_jsonl(require(config, "prepare", "rloo") / "prompts/train.jsonl")]
         chosen = random.Random(config.seed).sample(rows, min(len(rows), config.rloo.prompts))
-        dataset = Dataset.from_list([{"prompt": [plain(message) for message in row["prompt"]]} for row in chosen
-                                     if len(prompt_ids(tokenizer, row["prompt"], 1 << 30, 0)) <= config.model.max_tokens - room])
+        cut = [truncate([plain(message) for message in row["prompt"]], config.model.max_tokens - room, lambda m: len(prompt_ids(tokenizer, m, 1 << 30, 0))) for row in chosen]
+        kept = [prompt for prompt in cut if len(prompt_ids(tokenizer, prompt, 1 << 30, 0)) <= config.model.max_tokens - room]
+        if not kept:
+            raise StageError(f"none of {len(cut)} prompts fits into model.max_tokens={config.model.max_tokens} with {room} tokens left for a reply")
+        dataset = Dataset.from_list([{"prompt": prompt} for prompt in kept])
         arguments = trainer_arguments(config, "rloo", Path(out), RLOOConfig, max_completion_length=room, remove_unused_columns=False)
         trainer = RLOOTrainer(model.model, reward_funcs=learned_reward, args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         model.save("default", out / "adapter")
         logged = [entry["reward"] for entry in curve if "reward" in entry]
-        metrics = {"prompts": len(dataset), "reward_first": logged[0], "reward_last": logged[-1], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
+        metrics = {"prompts": len(dataset), "dropped_too_long": len(cut) - len(kept), "reward_first": logged[0], "reward_last": logged[-1], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
-        out.summary(f"{len(dataset)} prompts → reward {logged[0]:.2f} to {logged[-1]:.2f}, {metrics['kl']:.2f} nats a reply from sft", **metrics)
+        out.summary(f"{len(dataset)} prompts → reward {logged[0]:.2f} to {logged[-1]:.2f}, {metrics['kl']:.2f} nats a reply from sft; {len(cut) - len(kept)} too long", **metrics)
