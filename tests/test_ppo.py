@@ -197,7 +197,7 @@ def test_customers_who_were_served_badly_come_again_but_not_when_it_is_measured(
 
 def test_the_policy_may_go_on_from_dpo_and_is_held_to_sft(tmp_path):
     config = toy_run(tmp_path, "ppo.start=dpo")
-    with pytest.raises(StageError, match="dpo"):
+    with pytest.raises(StageError, match=r"ppo\.start=sft to go on from SFT"):
         load_players(config, load_tokenizer(config))
     with stage_output(config, "dpo") as out:
         random_adapter(load_base(config), config, out / "adapter")

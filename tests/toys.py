@@ -24,7 +24,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 
 def toy_run(folder: Path, *overrides: str):
     """A configuration whose run has a random base, an SFT adapter and reward models that passed their gate."""
-    config = load_config([f"run_dir={folder}/run", "hardware.threads=1", "model.max_new_tokens=6", "sft.lora.r=4", "reward.members=2", *overrides])
+    config = load_config([f"run_dir={folder}/run", "hardware.threads=1", "model.max_new_tokens=6", "sft.lora.r=4", "reward.members=2", "ppo.start=sft", *overrides])
     config.fingerprint = {"seed": 0}
     torch.manual_seed(0)
     template = (ROOT / config.model.chat_template).read_text()

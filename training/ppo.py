@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data_prep.artifacts import require, stage_output
+from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
 from training.adapters import OneBase, index
@@ -158,8 +158,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
     """Some epochs of clipped updates over the samples, in minibatches that keep their order, so that several processes do what one would."""
     policy, value = model.parameters("policy"), model.parameters("value")
     logged = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "entropy": 0.0}
-    size = math.ceil(len(samples) / settings.minibatches)
-    rounds = 0
+    size, rounds = math.ceil(len(samples) / settings.minibatches), 0
     for _ in range(settings.epochs):
         for start in range(0, len(samples), size):
             chosen = samples[start:start + size]
@@ -226,8 +225,10 @@ def run(config) -> None:
 
 def load_players(config, tokenizer) -> OneBase:
     """The base with policy (where it starts: `ppo.start`) and reference (SFT), the reward models, and the value model (a reward model's adapter, its head set to 0)."""
-    model = OneBase(config, tokenizer)
-    model.add("policy", require(config, config.ppo.start, "ppo") / "adapter")
+    model, start = OneBase(config, tokenizer), stage_dir(config, config.ppo.start) / "adapter"
+    if not start.is_dir():
+        raise StageError(f"ppo.start={config.ppo.start}, but {start} is not there: run that stage first, or set ppo.start=sft to go on from SFT (where there are no pairs for DPO, say)")
+    model.add("policy", start)
     model.add("ref", require(config, "sft", "ppo") / "adapter")
     load_rewards(config, tokenizer, require(config, "reward", "ppo"), model)
     model.add("value", require(config, "reward", "ppo") / "members/0")
