@@ -2,9 +2,9 @@
 
     python -m benchmarks.gain run_dir=runs/dev [out=benchmarks/gain.md] [conversations=500] [n=4] [key=value of conf/]
 
-Beside the run's own candidates (sft, dpo, ppo) on the same simulated customers, unseen wordings: SFT on the replies alone that were rated well; the best of
-n replies by the reward model; and PPO on the world's truth, which no product has, as the ceiling. A finished run of the pipeline is needed; what is
-trained here lies under `<run_dir>/gain/` and is not trained again. Every difference is paired by customer; closed is the share of the way from
+Beside the run's own candidates (sft, dpo, ppo) on the same simulated customers, unseen wordings: SFT on the replies alone that were rated well; PPO from SFT
+without DPO before it; the best of n replies by the reward model; and PPO on the world's truth, which no product has, as the ceiling. A finished run of the
+pipeline is needed; what is trained here lies under `<run_dir>/gain/` and is not trained again. Every difference is paired by customer; closed is the share of the way from
 SFT to the ceiling.
 """
 
@@ -15,9 +15,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.shapes import made_from, shown
 from data_prep.artifacts import StageError, recorded_config, require, stage_dir
 from data_prep.company.pack import load_pack
 from data_prep.conversation import Message, write_json
@@ -34,8 +36,8 @@ from training.rollouts import Episode, Local, prompt_ids
 from training.trees import Tree, grow
 
 TOP = 4.0                # corrected stars of what SFT on top-rated replies may learn
-NAMES = {"sft": "SFT on all replies", "sft_top": f"SFT on replies of {TOP:g} stars or more", "dpo": "DPO", "best_of_n": "best of n by the reward model", "ppo": "PPO on the learned reward",
-         "ceiling": "PPO on the true reward"}
+NAMES = {"sft": "SFT on all replies", "sft_top": f"SFT on replies of {TOP:g} stars or more", "dpo": "DPO", "best_of_n": "best of n of SFT's replies by the reward model",
+         "ppo_alone": "PPO from SFT", "ppo": "PPO from DPO", "ceiling": "PPO on the true reward"}
 
 
 class BestOf:
@@ -62,27 +64,23 @@ class BestOf:
 
 
 def true_reward(episodes: list[Episode], trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
-    """1 on the last reply of a conversation that succeeded without a violation, 0 elsewhere: what no product can know."""
-    return torch.tensor([float(turn is episode.turns[-1] and episode.talk.is_over and episode.talk.world.succeeded() and not episode.talk.world.violations)
+    """On the last reply of a conversation 1 where it succeeded without a violation and -1 where not, 0 elsewhere: what no product can know."""
+    return torch.tensor([(1.0 if episode.talk.is_over and episode.talk.world.succeeded() and not episode.talk.world.violations else -1.0) if turn is episode.turns[-1] else 0.0
                          for episode in episodes for turn in episode.turns])
 
 
-def top_rated(config, folder: Path) -> None:
-    """SFT once more, on what was rated well alone."""
-    changed = config.copy()
+def otherwise(config, folder: Path, stage, needs: tuple[str, ...], **changes):
+    """A stage run once more with other values, in a run of its own that has what it needs from this one; not again where it is done. Returns that run's configuration."""
+    changed, name = config.copy(), stage.__name__.split(".")[-1]
     OmegaConf.set_struct(changed, False)
-    changed.sft.min_stars, changed.sft.full_parameter = TOP, False
-    if not (folder / "sft/manifest.json").is_file():
-        for stage in ("prepare", "pretrain"):
-            link(stage_dir(config, stage), folder / stage)
-        changed.run_dir, changed.fingerprint = str(folder), {"gain": "sft_top"}
-        sft.run(changed)
-
-
-def link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        target.symlink_to(source.resolve())
+    changed.run_dir, changed.fingerprint, changed[name] = str(folder), {"gain": folder.name}, {**changed[name], **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    for need in needs:
+        if stage_dir(config, need).is_dir() and not (folder / need).exists():
+            (folder / need).symlink_to(stage_dir(config, need).resolve())
+    if not (stage_dir(changed, name) / "manifest.json").is_file():
+        stage.run(changed)
+    return changed
 
 
 def ceiling(config, tokenizer, folder: Path) -> None:
@@ -98,37 +96,41 @@ def ceiling(config, tokenizer, folder: Path) -> None:
     model.save("policy", folder / "ceiling/adapter")
 
 
-def measured(config, tokenizer, folder: Path, conversations: int, n: int) -> dict[str, list[dict]]:
-    """Outcomes of every candidate with the same customers."""
+def measured(config, tokenizer, where: dict[str, tuple], conversations: int, n: int) -> dict[str, list[dict]]:
+    """Outcomes of every candidate with the same customers; `where` each lies, as (configuration of a run, stage)."""
     pack, settings = load_pack(config.company), config.evaluate
-    top = config.copy()
-    top.run_dir = str(folder)
     found = {}
     for name in NAMES:
-        if name not in ("sft", "sft_top", "best_of_n", "ceiling") and not (stage_dir(config, name) / "adapter").is_dir():
-            continue
-        if name == "best_of_n":
-            engine = BestOf(config, tokenizer, n)
-        else:
-            candidate = load_candidate(top, "sft") if name == "sft_top" else load_candidate(top, "ceiling") if name == "ceiling" else load_candidate(config, name)
-            engine = Embedded(candidate, tokenizer, config.model.max_tokens)
+        engine = BestOf(config, tokenizer, n) if name == "best_of_n" else Embedded(load_candidate(*where[name]), tokenizer, config.model.max_tokens)
         found[name] = simulate(engine, draw_talks(pack, conversations, "unseen", settings.seed), batch_size=settings.batch_size, max_replies=settings.max_replies,
                                sampling=Sampling(max_tokens=config.model.max_new_tokens), label=name)
     return found
 
 
+def closed(mine: list[float], sft: list[float], ceiling: list[float], draws: int = 1000) -> dict | None:
+    """The share of the way from SFT to the ceiling, with a 95 % interval from drawing customers anew; None where the ceiling is not above SFT."""
+    rng, (a, b, c) = np.random.default_rng(0), (np.array(each) for each in (mine, sft, ceiling))
+    if c.mean() <= b.mean():
+        return None
+    chosen = rng.integers(0, len(a), (draws, len(a)))
+    gained, way = (a - b)[chosen].mean(1), (c - b)[chosen].mean(1)
+    shares = np.where(way > 0, gained / np.where(way > 0, way, 1), np.nan)
+    low, high = np.nanquantile(shares, [0.025, 0.975])
+    return {"value": float((a - b).mean() / (c - b).mean()), "low": float(low), "high": float(high)}
+
+
 def table(outcomes: dict[str, list[dict]], n: int) -> tuple[list[str], dict]:
     """Markdown lines, and the figures in them."""
     success = {name: [float(o["success"]) for o in each] for name, each in outcomes.items()}
-    way = sum(success["ceiling"]) - sum(success["sft"])
     lines, figures = ["| candidate | success | over SFT on all [95 %, paired] | closed | violations | reaches a human |", "|---|---|---|---|---|---|"], {}
     for name, each in outcomes.items():
         gain, low, high = paired_difference(success[name], success["sft"])
         row = {key: SIMULATED[key](each) for key in ("success", "violations", "human_reach")}
-        figures[name] = {**row, "over_sft": {"value": gain, "low": low, "high": high}, "closed": (sum(success[name]) - sum(success["sft"])) / way if way else None}
+        figures[name] = {**row, "over_sft": {"value": gain, "low": low, "high": high}, "closed": closed(success[name], success["sft"], success["ceiling"])}
         cells = [f"{row[key]['value']:.0%} [{row[key]['low']:.0%}, {row[key]['high']:.0%}]" for key in ("success", "violations", "human_reach")]
-        closed = "" if name == "sft" or way <= 0 else f"{figures[name]['closed']:.0%}"
-        lines.append(f"| {NAMES[name].replace('best of n', f'best of {n}')} | {cells[0]} | {'' if name == 'sft' else f'{gain:+.1%} [{low:+.1%}, {high:+.1%}]'} | {closed} | {cells[1]} | {cells[2]} |")
+        share = figures[name]["closed"]
+        cell = "" if name in ("sft", "ceiling") or share is None else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
+        lines.append(f"| {NAMES[name].replace('best of n', f'best of {n}')} | {cells[0]} | {'' if name == 'sft' else f'{gain:+.1%} [{low:+.1%}, {high:+.1%}]'} | {cell} | {cells[1]} | {cells[2]} |")
     return lines, figures
 
 
@@ -137,19 +139,30 @@ def main(arguments: list[str]) -> dict:
     run_dir, conversations, n = Path(options.pop("run_dir", "runs/dev")), int(options.pop("conversations", 500)), int(options.pop("n", 4))
     out = Path(options.pop("out", run_dir / "gain/gain.md"))
     config = recorded_config(run_dir, "ppo", [f"{key}={value}" for key, value in options.items()])
-    if not (stage_dir(config, "ppo") / "adapter").is_dir():
-        raise StageError(f"{run_dir} has no policy of PPO: run the pipeline first (a refusal is in ppo/refusal.json)")
+    for stage in ("dpo", "ppo"):
+        if not (stage_dir(config, stage) / "adapter").is_dir():
+            raise StageError(f"{run_dir} has no policy of {stage}: run the pipeline first (where PPO was refused, ppo/refusal.json says why)")
+    if config.ppo.start != "dpo":
+        raise StageError(f"{run_dir} was made with ppo.start={config.ppo.start}: PPO from SFT is trained here beside it, so give a run with ppo.start=dpo")
     quieten(config)
-    tokenizer, folder = load_tokenizer(config), run_dir / "gain"
-    link(stage_dir(config, "pretrain"), folder / "pretrain")
-    top_rated(config, folder)
+    tokenizer = load_tokenizer(config)
+    folder = run_dir / "gain" / made_from(config, ("prepare", "sft", "reward", "dpo"), [f"{key}={value}" for key, value in options.items()])
+    where = {name: (config, name) for name in ("sft", "dpo", "ppo")}
+    where["sft_top"] = otherwise(config, folder / "sft_top", sft, ("prepare", "pretrain"), min_stars=TOP, full_parameter=False), "sft"
+    where["ppo_alone"] = otherwise(config, folder / "ppo_alone", ppo, ("prepare", "pretrain", "sft", "reward"), start="sft"), "ppo"
+    top = config.copy()
+    top.run_dir = str(folder)
+    where["ceiling"] = top, "ceiling"
     ceiling(config, tokenizer, folder)
-    outcomes = measured(config, tokenizer, folder, conversations, n)
+    if config.model.from_scratch and not (folder / "pretrain").exists():
+        (folder / "pretrain").symlink_to(stage_dir(config, "pretrain").resolve())
+    outcomes = measured(config, tokenizer, where, conversations, n)
     lines, figures = table(outcomes, n)
-    made = f"{datetime.date.today()}, {conversations} simulated conversations a candidate, seed of the run {config.seed}: `python -m benchmarks.gain {' '.join(arguments)}`"
+    made = (f"{datetime.date.today()}, {conversations} simulated conversations a candidate with unseen wordings, one training (seed {config.seed}), intervals over customers: "
+            f"{shown('benchmarks.gain', arguments)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(["# What learning from ratings is worth", "", made, "", *lines, ""]), encoding="utf-8")
-    write_json(folder / "gain.json", figures)
+    write_json(run_dir / "gain/gain.json", figures)
     print("\n".join(lines))
     return figures
 

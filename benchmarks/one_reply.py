@@ -2,9 +2,9 @@
 
     python -m benchmarks.one_reply run_dir=runs/dev [out=benchmarks/one_reply.md] [key=value of conf/]
 
-The run's anonymised archive is cut: drafts, their ratings and edits go, what is left is one reply a prompt, some of them rated. From that the stages `prepare` and
-`reward` are run anew (under `<run_dir>/one_reply/`, not trained again where they are there). Both reward models are asked which of two drafts the raters
-preferred, on the pairs of the whole archive whose customers neither model saw.
+The run's anonymised archive is cut: drafts, their ratings and edits go, what is left is one reply a prompt, some of them rated. From that the stages `prepare`, `sft`
+and `reward` are run anew (under `<run_dir>/one_reply/`, not trained again where they are there). Both reward models are asked which of two drafts the
+raters preferred, on the pairs of the whole archive whose customers neither model saw; intervals draw whole conversations anew.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from benchmarks.shapes import made_from, shown
 from data_prep import prepare
 from data_prep.artifacts import recorded_config, require, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
-from data_prep.statistics import paired_difference, wilson
-from training import reward
+from training import reward, sft
 from training.ensemble import load_rewards, rewards
 from training.models import load_tokenizer, quieten
 from training.reward_gate import calibration_error, chances, pairs_of
@@ -47,39 +47,51 @@ def apart(config, tokenizer, held_out: list) -> np.ndarray:
     return np.array([scores[first[pair.better[0]] + pair.better[1]] - scores[first[pair.worse[0]] + pair.worse[1]] for pair in pairs_of(held_out)])
 
 
+def draws(groups: list[int], count: int = 1000) -> list[np.ndarray]:
+    """Places of the items of as many groups as there are, drawn anew, so many times."""
+    rng, places = np.random.default_rng(0), [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
+    return [np.concatenate([places[k] for k in rng.integers(0, len(places), len(places))]) for _ in range(count)]
+
+
 def main(arguments: list[str]) -> dict:
     options = dict(argument.split("=", 1) for argument in arguments)
     run_dir = Path(options.pop("run_dir", "runs/dev"))
-    folder = run_dir / "one_reply"
-    out = Path(options.pop("out", folder / "one_reply.md"))
-    config = recorded_config(run_dir, "reward", [f"{key}={value}" for key, value in options.items()])
+    out = Path(options.pop("out", run_dir / "one_reply/one_reply.md"))
+    overrides = [f"{key}={value}" for key, value in options.items()]
+    config = recorded_config(run_dir, "reward", overrides)
+    folder = run_dir / "one_reply" / made_from(config, ("anonymise", "pretrain", "reward"), overrides)
     quieten(config)
     tokenizer = load_tokenizer(config)
     alone = config.copy()
     OmegaConf.set_struct(alone, False)
     alone.run_dir, alone.fingerprint, alone.reward.sources = str(folder), {"benchmark": "one_reply"}, ["ratings"]
     folder.mkdir(parents=True, exist_ok=True)
-    for stage in ("pretrain", "sft"):
-        if stage_dir(config, stage).is_dir() and not (folder / stage).exists():
-            (folder / stage).symlink_to(stage_dir(config, stage).resolve())
-    if not (stage_dir(alone, "reward") / "manifest.json").is_file():
-        cut(alone, require(config, "anonymise", "the benchmark"))
-        prepare.run(alone)
-        reward.run(alone)
+    if config.model.from_scratch and not (folder / "pretrain").exists():
+        (folder / "pretrain").symlink_to(stage_dir(config, "pretrain").resolve())
+    alone.anonymise.signoff = "waived"          # who has read the archive has read this part of it
+    for stage in (prepare, sft, reward):
+        name = stage.__name__.split(".")[-1]
+        if not (stage_dir(alone, name) / "manifest.json").is_file():
+            if name == "prepare":
+                cut(alone, require(config, "anonymise", "the benchmark"))
+            stage.run(alone)
     held_out = [one for split in ("validation", "test") for one in reward.read(config, tokenizer, split)[0]]
     found = {"pairs and ratings": apart(config, tokenizer, held_out), "one reply a prompt, ratings alone": apart(alone, tokenizer, held_out)}
-    right = {name: [float(x > 0) for x in each] for name, each in found.items()}
-    n = len(right["pairs and ratings"])
-    lines = ["# One reply a prompt", "", f"{datetime.date.today()}, seed of the run {config.seed}: `python -m benchmarks.one_reply {' '.join(arguments)}`", "",
+    right = {name: (each > 0).astype(float) for name, each in found.items()}
+    n, drawn = len(right["pairs and ratings"]), draws([pair.better[0] for pair in pairs_of(held_out)])
+
+    def interval(values: np.ndarray) -> str:
+        low, high = np.quantile([values[chosen].mean() for chosen in drawn], [0.025, 0.975])
+        return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+    lines = ["# One reply a prompt", "", f"{datetime.date.today()}, one training (seed {config.seed}): {shown('benchmarks.one_reply', arguments)}", "",
              f"Which of two drafts the raters preferred, on {n} held-out pairs:", "", "| the reward model learned from | right [95 %] | calibration error |", "|---|---|---|"]
     for name, each in right.items():
-        low, high = wilson(int(sum(each)), n)
-        lines.append(f"| {name} | {sum(each) / n:.3f} [{low:.3f}, {high:.3f}] | {calibration_error(chances(found[name])):.3f} |")
-    difference = paired_difference(right["one reply a prompt, ratings alone"], right["pairs and ratings"])
-    lines += ["", f"Difference, paired: {difference[0]:+.3f} [{difference[1]:+.3f}, {difference[2]:+.3f}].", ""]
+        lines.append(f"| {name} | {interval(each)} | {calibration_error(chances(found[name])):.3f} |")
+    lines += ["", f"Difference, paired: {interval(right['one reply a prompt, ratings alone'] - right['pairs and ratings'])}.", ""]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines), encoding="utf-8")
-    results = {"n": n, **{name: sum(each) / n for name, each in right.items()}, "gate": json.loads((stage_dir(alone, "reward") / "gate.json").read_text())}
+    results = {"n": n, **{name: float(each.mean()) for name, each in right.items()}, "gate": json.loads((stage_dir(alone, "reward") / "gate.json").read_text())}
     write_json(folder / "one_reply.json", results)
     print("\n".join(lines))
     return results

@@ -2,9 +2,11 @@
 
     python -m benchmarks.ppo trl_python=.venv-trl/bin/python [run_dir=runs/dev] [shape=135m] [device=cpu] [out=benchmarks/ppo.md]
 
-Both are given the same prompts (token ids), batch, micro-batch, reply length, epochs, optimiser steps, learning rate, LoRA rank and one reward model; each runs in
-a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. With `run_dir`, a
-finished run of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts.
+Both are given the same prompts (token ids), batch, micro-batch of the update, reply length, epochs, optimiser steps, constant learning rate, threads, LoRA rank and one
+reward model; each runs in a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. TRL's
+value model is a whole model that is trained whole, and it scores all that it has drawn in one batch: there is one setting for both. With `run_dir`, a finished run
+of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts. Ours starts its value model from a
+reward model and adapts the coefficient of KL, TRL's is fixed: the distance that each went from SFT is in the table.
 On a GPU (`shape=8b device=cuda`) also the utilisation of the update, against a matrix multiplication in the same run.
 """
 
@@ -18,10 +20,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import torch
 
-from benchmarks.shapes import LORA, ceiling, peak_bytes, random_adapter, random_base, size, tokenizer_of
+from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, sizes, tokenizer_of, wait
 from conf.load import load_config
 from data_prep.artifacts import ROOT, recorded_config, require, stage_dir
 from data_prep.conversation import read_jsonl, write_json
@@ -35,8 +38,9 @@ from training.rollouts import Episode, Local, prompt_ids
 from training.trees import grow
 
 PROMPT, REPLY, BATCH, MICRO = 64, 48, 16, 4            # tokens and rows of the timed steps
+THREADS = 2                                            # of each side on a CPU
 REACHED = {"steps": 12, "batch": 64, "epochs": 2, "minibatches": 2, "reply_tokens": 64}
-LEARNING_RATES = (1e-4, 3e-4, 6e-4)                    # TRL's side is given the best of these
+LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)            # for TRL's side; ours has the one of conf/
 HELD_OUT = 256
 
 
@@ -68,6 +72,7 @@ def ours(spec: dict) -> dict:
         entry = ppo.measured(samples, watch, group)
         scored = time.perf_counter()
         ppo.update(model, optimizer, samples, settings, group)
+        wait(spec["device"])
         beta = ppo.adapted(beta, entry["kl"], settings.kl_target)
         ended = time.perf_counter()
         found["rollout"].append(drawn - started)
@@ -76,8 +81,9 @@ def ours(spec: dict) -> dict:
     model.save("policy", Path(spec["save"]))
     found["peak"] = peak_bytes(spec["device"])
     if spec["device"] == "cuda":
-        tokens = sum(len(s.tree.ids) for s in samples) * settings.epochs
-        flops = 2 * 4 * size(model.base) * tokens          # policy and value, each forward and back to the adapters: 4 N a token, nothing counted twice for recomputing
+        decoder, head = sizes(model.base)
+        tokens, said = sum(len(s.tree.ids) for s in samples) * settings.epochs, sum(len(s.old) for s in samples) * settings.epochs
+        flops = 4 * (2 * decoder * tokens + head * said)          # policy and value, forward and back to the adapters: 4 N a token; the vocabulary where the policy spoke; nothing twice for recomputing
         top = ceiling("cuda", torch.bfloat16)
         found |= {"update_tokens_per_second": tokens / found["update"][-1], "mfu": flops / found["update"][-1] / top, "ceiling": top}
     return found
@@ -123,7 +129,7 @@ def side(python: str, arguments: list[str], spec: dict, folder: Path) -> dict:
 def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[str, dict]:
     """Steps of both on random weights; the first, in which memory is first asked for, is left out of the times."""
     base, rng = random_base(shape, folder / shape, device), random.Random(0)
-    spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (PROMPT + REPLY),
+    spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "threads": THREADS, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (PROMPT + REPLY),
             "reply_tokens": REPLY, "learning_rate": 1e-5, "lora": {"r": LORA.r, "lora_alpha": LORA.lora_alpha, "target_modules": "all-linear"}, "checkpointing": False,
             "prompts": [[[rng.randrange(100, 500) for _ in range(PROMPT)] for _ in range(BATCH)] for _ in range(steps + 1)]}
     found = {"ours, one reward model": side(sys.executable, ["benchmarks.ppo", "ours"], spec, folder / "ours"),
@@ -131,7 +137,8 @@ def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) ->
              "TRL 1.12": side(trl_python, ["benchmarks.ppo_trl"], spec, folder / "trl"),
              "TRL 1.12, checkpointing (its default)": side(trl_python, ["benchmarks.ppo_trl"], {**spec, "checkpointing": True}, folder / "trl_checkpointing")}
     for each in found.values():
-        each["rollout"], each["step"] = (sum(each[key][1:]) / steps for key in ("rollout", "step"))
+        each["steps"] = each["step"][1:]
+        each["rollout"], each["step"] = (mean(each[key][1:]) for key in ("rollout", "step"))
     return found
 
 
@@ -146,31 +153,35 @@ def reached(trl_python: str, run_dir: Path, overrides: list[str], folder: Path) 
         rows = [row for _, row in read_jsonl(stage_dir(config, "prepare") / f"prompts/{split}.jsonl")]
         return [prompt_ids(tokenizer, row["prompt"], config.model.max_tokens, room) for row in rng.sample(rows, min(most, len(rows)))]
 
+    folder = folder / made_from(config, ("sft", "reward"), overrides)
     merged = folder / "merged"
     if not (merged / "config.json").is_file():
         load_candidate(config, "sft").save_pretrained(merged)
         tokenizer.save_pretrained(merged)
     train, held_out = prompts("train", REACHED["steps"] * REACHED["batch"]), prompts("validation", HELD_OUT)
     batch = min(REACHED["batch"], len(train))
-    spec = {**REACHED, "base": str(merged), "run_dir": str(run_dir.resolve()), "overrides": overrides, "device": "cpu", "seed": 0, "members": 3, "micro": batch, "batch_tokens": 8192, "checkpointing": False,
+    spec = {**REACHED, "base": str(merged), "run_dir": str(run_dir.resolve()), "overrides": overrides, "device": "cpu", "seed": 0, "threads": THREADS, "members": 3, "micro": batch, "batch_tokens": 8192, "checkpointing": False,
             "prompts": [train[k:k + batch] for k in range(0, len(train) - batch + 1, batch)],
             "lora": {"r": config.sft.lora.r, "lora_alpha": config.sft.lora.alpha, "target_modules": config.sft.lora.target_modules}}
     model = load_rewards(config, tokenizer, stage_dir(config, "reward"))
     calibration = json.loads((stage_dir(config, "reward") / "calibration.json").read_text())
+    sft = OneBase(config, tokenizer)
+    sft.add("sft", stage_dir(config, "sft") / "adapter")
 
     def judged(policy: Path | None, base: Path) -> dict[str, list[float]]:
-        """The rewards of one drawn reply to each held-out prompt."""
+        """The rewards of one drawn reply to each held-out prompt, and how much likelier each is than SFT finds it (its mean is the KL)."""
         speaker = OneBase(configuration_of(base, config), tokenizer)
         speaker.add("policy", policy or random_adapter(speaker.base, folder / "nothing"))
         turns = Local(speaker, "policy", room)(held_out, 1)
         trees = [grow([turn.prompt + turn.reply]) for turn in turns]
         replies = [[tree.leaves[0][-len(turn.reply):]] for tree, turn in zip(trees, turns, strict=True)]
-        return {"ensemble": rewards(model, calibration, trees, replies).tolist(), "held_out": held_out_rewards(model, calibration, trees, replies).tolist()}
+        said = [torch.cat(each.log_likelihoods(name, trees, replies)) for each, name in ((speaker, "policy"), (sft, "sft"))]
+        return {"kl": (said[0] - said[1]).tolist(), "ensemble": rewards(model, calibration, trees, replies).tolist(), "held_out": held_out_rewards(model, calibration, trees, replies).tolist()}
 
     own_base = stage_dir(config, "pretrain") / "model" if config.model.from_scratch else Path(config.model.name)
-    found = {"SFT": judged(None, merged)}
+    found = {"SFT": {**judged(None, merged), "seconds": ""}}
     took = side(sys.executable, ["benchmarks.ppo", "ours"], {**spec, "learning_rate": config.ppo.learning_rate}, folder / "ours_reward")
-    found["ours"] = {**judged(folder / "ours_reward/policy", own_base), "seconds": sum(took["step"])}
+    found["ours"] = {**judged(folder / "ours_reward/policy", own_base), "seconds": sum(took["step"]), "steps": len(spec["prompts"]), "batch": batch}
     for rate in LEARNING_RATES:
         took = side(trl_python, ["benchmarks.ppo_trl"], {**spec, "learning_rate": rate}, folder / f"trl_reward_{rate:g}")
         found[f"TRL 1.12, learning rate {rate:g}"] = {**judged(folder / f"trl_reward_{rate:g}/policy", merged), "seconds": sum(took["step"])}
@@ -187,22 +198,24 @@ def main(arguments: list[str]) -> dict:
     steps, out, work = int(options.pop("steps", 3)), Path(options.pop("out", "runs/bench_ppo/ppo.md")), Path(options.pop("work", "runs/bench_ppo")).resolve()
     results = {"timed": timed(trl_python, shape, device, steps, work)}
     trl = results["timed"]["TRL 1.12"]
-    lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {device}: `python -m benchmarks.ppo {' '.join(a for a in arguments if not a.startswith(('trl_python', 'work')))}`", "",
-             f"{BATCH} prompts of {PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps.", "",
+    lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {device}, {os.cpu_count()} cores: {shown('benchmarks.ppo', arguments)}", "",
+             f"{BATCH} prompts of {PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps "
+             "(from the fastest to the slowest). TRL trains a value model whole, ours an adapter.", "",
              "| | seconds a step | rollout | the rest | time / TRL's | peak memory | memory / TRL's |", "|---|---|---|---|---|---|---|"]
     for name, each in results["timed"].items():
-        lines.append(f"| {name} | {each['step']:.2f} | {each['rollout']:.2f} | {each['step'] - each['rollout']:.2f} | {each['step'] / trl['step']:.2f} | {each['peak'] / 2**30:.2f} GiB | {each['peak'] / trl['peak']:.2f} |")
-        if "mfu" in each:
-            lines += ["", f"{name}: update {each['update_tokens_per_second']:.0f} tokens/s, {each['mfu']:.0%} of the {each['ceiling'] / 1e12:.0f} TFLOP/s that a matrix multiplication reached (4 N a token and model).", ""]
+        low, high = min(each["steps"]), max(each["steps"])
+        lines.append(f"| {name} | {each['step']:.2f} ({low:.2f} to {high:.2f}) | {each['rollout']:.2f} | {each['step'] - each['rollout']:.2f} | {each['step'] / trl['step']:.2f} | {each['peak'] / 2**30:.2f} GiB | {each['peak'] / trl['peak']:.2f} |")
+    lines += [f"\n{name}: update {each['update_tokens_per_second']:.0f} tokens/s, {each['mfu']:.0%} of the {each['ceiling'] / 1e12:.0f} TFLOP/s that a matrix multiplication reached."
+              for name, each in results["timed"].items() if "mfu" in each]
     if run_dir:
         results["reached"] = reached(trl_python, Path(run_dir), [f"{key}={value}" for key, value in options.items()], work)
         base, mine = results["reached"]["SFT"], results["reached"]["ours"]
-        lines += ["", f"Reward after {REACHED['steps']} steps of {REACHED['batch']} single replies with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired):", "",
-                  "| | ensemble | over SFT | held-out reward model | ours over it (ensemble) | seconds |", "|---|---|---|---|---|---|"]
+        lines += ["", f"Reward after {mine['steps']} steps of {mine['batch']} single replies with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired; one seed):", "",
+                  "| | ensemble | over SFT | held-out reward model | nats a reply from SFT | ours over it (ensemble) | seconds |", "|---|---|---|---|---|---|---|"]
         for name, each in results["reached"].items():
             gain, over = paired_difference(each["ensemble"], base["ensemble"]), paired_difference(mine["ensemble"], each["ensemble"])
             cells = ["" if skip else f"{d[0]:+.3f} [{d[1]:+.3f}, {d[2]:+.3f}]" for d, skip in ((gain, name == "SFT"), (over, name in ("SFT", "ours")))]
-            lines.append(f"| {name} | {sum(each['ensemble']) / len(each['ensemble']):.3f} | {cells[0]} | {sum(each['held_out']) / len(each['held_out']):.3f} | {cells[1]} | {each.get('seconds', 0):.0f} |")
+            lines.append(f"| {name} | {mean(each['ensemble']):.3f} | {cells[0]} | {mean(each['held_out']):.3f} | {mean(each['kl']):.2f} | {cells[1]} | {each['seconds'] if name == 'SFT' else round(each['seconds'])} |")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join([*lines, ""]), encoding="utf-8")
     write_json(work / "ppo.json", results)

@@ -3,14 +3,13 @@
     python -m benchmarks.ppo_trl spec.json result.json
 
 What it is given: the same prompts, batch, reply length, epochs, learning rate and reward; LoRA of the same rank on the policy, so that the reference is free.
-Its reward and value models are whole models, which is how it is built: a PeftModel does not pass for one.
+Its reward and value models are whole models, as in its examples: a PeftModel does not pass for one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from data_prep.artifacts import peak_memory
 
 
 class Learned(torch.nn.Module):
@@ -51,6 +52,7 @@ class Learned(torch.nn.Module):
 
 def main(spec: dict) -> dict:
     torch.manual_seed(spec["seed"])
+    torch.set_num_threads(spec["threads"])
     dtype = torch.bfloat16 if spec["device"] == "cuda" else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(spec["base"], padding_side="left")
 
@@ -61,7 +63,7 @@ def main(spec: dict) -> dict:
     steps, batch = len(spec["prompts"]), len(spec["prompts"][0])
     arguments = PPOConfig(output_dir=str(Path(spec["save"]) / "trl"), per_device_train_batch_size=spec["micro"], gradient_accumulation_steps=batch // spec["micro"], num_mini_batches=spec["minibatches"],
                           num_ppo_epochs=spec["epochs"], total_episodes=steps * batch, response_length=spec["reply_tokens"], stop_token="eos", missing_eos_penalty=1.0, temperature=1.0, kl_coef=0.05,
-                          learning_rate=spec["learning_rate"], num_sample_generations=0, report_to="none", save_strategy="no", logging_steps=1, seed=spec["seed"],
+                          learning_rate=spec["learning_rate"], lr_scheduler_type="constant", num_sample_generations=0, report_to="none", save_strategy="no", logging_steps=1, seed=spec["seed"],
                           use_cpu=spec["device"] == "cpu", bf16=spec["device"] == "cuda", gradient_checkpointing=spec["checkpointing"], dataloader_num_workers=0)
     drawn: list[tuple[float, float]] = []
     plain = ppo_trainer.batch_generation
@@ -81,7 +83,7 @@ def main(spec: dict) -> dict:
         trainer.train()
     ends = [start for start, _ in drawn[1:]] + [time.perf_counter()]
     trainer.model.policy.save_pretrained(spec["save"])
-    peak = torch.cuda.max_memory_allocated() if spec["device"] == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if spec["device"] == "cuda" else peak_memory()
     return {"rollout": [b - a for a, b in drawn], "step": [end - start for (start, _), end in zip(drawn, ends, strict=True)], "peak": peak}
 
 

@@ -4,8 +4,9 @@
 
 A finished run of the pipeline gives the data: its archive's short turns, and its pairs. Its own base is trained, or random weights of `shape`. Each way runs in a process of
 its own, on batches of about as many tokens. Plain SFT gets a row a reply, {prompt, completion}, or a row a conversation, {messages} with the loss on the
-assistant alone; plain DPO {prompt, chosen, rejected}; none of them with gradient checkpointing on a CPU. On a GPU also the utilisation: 4 N a token for LoRA,
-nothing for what is computed twice, padding counted as nothing, against a matrix multiplication in the same run.
+assistant alone (all its messages, where a row a reply leaves out what `prepare` did); plain DPO {prompt, chosen, rejected}; none of them with gradient checkpointing on a
+CPU. Every way is run `repeats` times, in turns; the table has the middle one and the range. On a GPU also the utilisation: 4 N a token for LoRA, the vocabulary
+where something is learned, nothing for what is computed twice or is padding, against a matrix multiplication in the same run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,14 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.shapes import LORA, ceiling, peak_bytes, random_adapter, random_base, size, wait
+from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, sizes, wait
 from data_prep.artifacts import ROOT, recorded_config, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from training import dpo, sft
 from training.models import IGNORE, load_base, load_sft, load_tokenizer, lora_config, plain, preference_rows, quieten, sequences, trainer_arguments
 
 WAYS = {"sft": ["TRL, a row a reply", "TRL, a row a conversation", "ours, batches of like length", "ours, packed"], "dpo": ["TRL", "TRL, reference cached", "ours"]}
+SPEED = {"sft": "supervised_per_second", "dpo": "real_per_second"}          # what is compared: batches differ in size
 LEAST = 2                # steps left out of the times at the beginning
 ROWS = 4000              # of the archive's replies, and half as many pairs
 
@@ -79,8 +82,8 @@ def one(spec: dict) -> dict:
              "real_per_second": counted[1] / took, "until_first_step": watch.begun[0] - started, "rows": len(trainer.train_dataset), "batch": trainer.args.per_device_train_batch_size * accumulated,
              "peak": peak_bytes(spec["device"])}
     if spec["device"] == "cuda":
-        top = ceiling("cuda", torch.bfloat16)
-        found |= {"mfu": 4 * size(trainer.model.get_base_model()) * counted[1] / took / top, "ceiling": top}
+        top, (decoder, head) = ceiling("cuda", torch.bfloat16), sizes(trainer.model.get_base_model())
+        found |= {"mfu": 4 * (decoder * counted[1] + head * counted[2]) / took / top, "ceiling": top}
     return found
 
 
@@ -136,11 +139,13 @@ def histogram(lengths: list[int], width: int = 50) -> list[str]:
 def main(arguments: list[str]) -> dict:
     options = dict(argument.split("=", 1) for argument in arguments)
     run_dir, shape, device, steps = Path(options.pop("run_dir", "runs/dev")).resolve(), options.pop("shape", None), options.pop("device", "cpu"), int(options.pop("steps", 12))
+    repeats = int(options.pop("repeats", 3))
     out, batch, work = Path(options.pop("out", "runs/bench_sft_dpo/sft_dpo.md")), int(options.pop("batch", 16)), Path(options.pop("work", "runs/bench_sft_dpo")).resolve()
     overrides = [f"{key}={value}" for key, value in options.items()]
     config = recorded_config(run_dir, "dpo", overrides)
     quieten(config)
     tokenizer = load_tokenizer(config)
+    work = work / made_from(config, ("prepare", "sft"), [*overrides, str(shape), device])
     if shape:
         run_dir, overrides = on_random_weights(config, shape, device, work, overrides)
     made, _ = sequences(tokenizer, sft_rows(config), config.model.max_tokens)
@@ -149,11 +154,14 @@ def main(arguments: list[str]) -> dict:
     results: dict[str, dict] = {"sft": {}, "dpo": {}}
     of_a_batch = batch * float(np.mean(lengths))
     mean_row = float(np.mean([len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=True)["input_ids"]) for row in sft_rows(config)[::10]]))
-    for way in WAYS["sft"]:
-        rows = max(1, round(of_a_batch / mean_row)) if way == "TRL, a row a reply" else batch
-        results["sft"][way] = side({**spec, "what": "sft", "way": way, "batch": rows, "batch_tokens": of_a_batch}, work / f"sft {way}".replace(",", "").replace(" ", "_"))
-    for way in WAYS["dpo"]:
-        results["dpo"][way] = side({**spec, "what": "dpo", "way": way, "batch": batch}, work / f"dpo {way}".replace(",", "").replace(" ", "_"))
+    runs: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for number in range(repeats):
+        for what, way in ((what, way) for what, ways in WAYS.items() for way in ways):
+            rows = max(1, round(of_a_batch / mean_row)) if way == "TRL, a row a reply" else batch
+            runs[what, way].append(side({**spec, "what": what, "way": way, "batch": rows, "batch_tokens": of_a_batch}, work / f"{what} {way} {number}".replace(",", "").replace(" ", "_")))
+    for (what, way), made in runs.items():
+        made.sort(key=lambda each: each[SPEED[what]])
+        results[what][way] = {**made[len(made) // 2], "range": [made[0][SPEED[what]], made[-1][SPEED[what]]]}
     lines = page(results, lengths, arguments, device, shape, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines), encoding="utf-8")
@@ -181,20 +189,23 @@ def on_random_weights(config, shape: str, device: str, work: Path, overrides: li
 
 
 def page(results: dict, lengths: list[int], arguments: list[str], device: str, shape: str | None, config) -> list[str]:
-    lines = ["# SFT and DPO beside plain TRL", "", f"{datetime.date.today()}, {device}: `python -m benchmarks.sft_dpo {' '.join(a for a in arguments if not a.startswith('work'))}`", "",
+    lines = ["# SFT and DPO beside plain TRL", "", f"{datetime.date.today()}, {device}, {os.cpu_count()} cores: {shown('benchmarks.sft_dpo', arguments)}", "",
              f"{'Random weights of shape ' + shape if shape else 'The base of the run'}, the archive's conversations ({len(lengths)} of them, {np.mean(lengths):.0f} tokens on average, at most {config.model.max_tokens}):", "",
-             *histogram(lengths), "", "## SFT", "", "| | supervised tokens/s | against TRL by replies | by conversations | seconds a step | tokens a step, padding | supervised | peak memory |", "|---|---|---|---|---|---|---|---|"]
-    speed = {way: each["supervised_per_second"] for way, each in results["sft"].items()}
+             *histogram(lengths), "", "## SFT", "", "| | supervised tokens/s (range) | against TRL by replies | by conversations | tokens a step, padding | supervised | peak memory |", "|---|---|---|---|---|---|---|"]
+    speed = {way: each[SPEED[what]] for what in WAYS for way, each in results[what].items() if what == "sft"}
     for way, each in results["sft"].items():
-        lines.append(f"| {way} | {speed[way]:.0f} | {speed[way] / speed[WAYS['sft'][0]]:.2f}× | {speed[way] / speed[WAYS['sft'][1]]:.2f}× | {each['seconds_a_step']:.2f} | {each['tokens']:.0f}, {1 - each['real'] / each['tokens']:.0%} | "
-                     f"{each['supervised']:.0f} | {each['peak'] / 2**30:.2f} GiB |")
-    plain_way, cached, own = (results["dpo"][way] for way in WAYS["dpo"])
-    lines += ["", "## DPO", "", "| | seconds a step | against TRL | before the first step | peak memory |", "|---|---|---|---|---|"]
-    lines += [f"| {way} | {each['seconds_a_step']:.2f} | {plain_way['seconds_a_step'] / each['seconds_a_step']:.2f}× | {each['until_first_step']:.0f} s | {each['peak'] / 2**30:.2f} GiB |" for way, each in results["dpo"].items()]
-    for name, each in (("TRL's own cache", cached), ("ours", own)):
-        steps_an_epoch = each["rows"] / each["batch"]
-        saved, paid = (plain_way["seconds_a_step"] - each["seconds_a_step"]) * steps_an_epoch, each["until_first_step"] - plain_way["until_first_step"]
-        lines.append(f"\n{name}: {paid:.0f} s more before the first step, {saved:.0f} s less an epoch of {each['rows']} pairs: " + (f"pays for itself after {paid / saved:.1f} epochs." if saved > 0 else "never pays for itself."))
+        lines.append(f"| {way} | {speed[way]:.0f} ({each['range'][0]:.0f} to {each['range'][1]:.0f}) | {speed[way] / speed[WAYS['sft'][0]]:.2f}× | {speed[way] / speed[WAYS['sft'][1]]:.2f}× | {each['tokens']:.0f}, "
+                     f"{1 - each['real'] / each['tokens']:.0%} | {each['supervised']:.0f} | {each['peak'] / 2**30:.2f} GiB |")
+    own = results["dpo"]["ours"]
+    tokens = own["rows"] * 2 * float(np.mean([results["dpo"][way]["real"] / (2 * results["dpo"][way]["batch"]) for way in WAYS["dpo"]]))          # of an epoch
+    epoch = {way: tokens / each[SPEED["dpo"]] for way, each in results["dpo"].items()}
+    lines += ["", "## DPO", "", f"An epoch of {own['rows']} pairs, about {tokens:.0f} tokens of prompt and reply, both sides.", "",
+              "| | tokens/s, no padding (range) | against TRL | an epoch | before the first step | peak memory |", "|---|---|---|---|---|---|"]
+    lines += [f"| {way} | {each[SPEED['dpo']]:.0f} ({each['range'][0]:.0f} to {each['range'][1]:.0f}) | {epoch['TRL'] / epoch[way]:.2f}× | {epoch[way]:.0f} s | {each['until_first_step']:.0f} s | {each['peak'] / 2**30:.2f} GiB |"
+              for way, each in results["dpo"].items()]
+    for name, way in (("TRL's own cache", "TRL, reference cached"), ("Ours", "ours")):
+        saved, paid = epoch["TRL"] - epoch[way], results["dpo"][way]["until_first_step"] - results["dpo"]["TRL"]["until_first_step"]
+        lines.append(f"\n{name}: {paid:.0f} s more before the first step, {saved:.0f} s less an epoch: " + (f"pays for itself after {max(0.0, paid / saved):.1f} epochs." if saved > 0 else "never pays for itself."))
     top = next((each["ceiling"] for each in results["sft"].values() if "ceiling" in each), None)
     if top:
         lines += ["", f"Utilisation (4 N a token that is no padding, of the {top / 1e12:.0f} TFLOP/s of a matrix multiplication): " + ", ".join(f"{what} {way} {each['mfu']:.0%}" for what in results for way, each in results[what].items()) + "."]

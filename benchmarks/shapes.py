@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from data_prep.artifacts import ROOT
+from data_prep.artifacts import ROOT, hash_value, peak_memory, read_manifest, stage_dir
 from training.adapters import HEAD, Head
 from training.pretrain import build_tokenizer
 
@@ -53,13 +52,24 @@ def tokenizer_of(folder: Path):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def size(model: torch.nn.Module) -> int:
-    """Weights that a token is multiplied with: all but the table of embeddings, where the head is not that table."""
-    total = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name and "embed_tokens" not in name)
-    return total + (model.get_input_embeddings().weight.numel() if model.config.tie_word_embeddings else 0)
+def sizes(model: torch.nn.Module) -> tuple[int, int]:
+    """Weights that a token is multiplied with: (the decoder's, the head's). The table of embeddings is looked up, not multiplied with."""
+    decoder = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name and "embed_tokens" not in name and "lm_head" not in name)
+    return decoder, model.get_output_embeddings().weight.numel()
 
 
-def ceiling(device: str, dtype: torch.dtype, width: int = 4096, rounds: int = 20) -> float:
+def shown(module: str, arguments: list[str]) -> str:
+    """The command of a page: of a path its last part alone, for the rest of it is of this machine."""
+    parts = [argument.split("=", 1) for argument in arguments if not argument.startswith(("work=", "trl_python="))]
+    return f"`python -m {module} " + " ".join(f"{key}={Path(value).name if Path(value).is_absolute() else value}" for key, value in parts) + "`"
+
+
+def made_from(config, stages: tuple[str, ...], overrides: list[str]) -> str:
+    """A short name for what some stages of a run left and the values that go with it: what was trained from other things is not taken for it."""
+    return hash_value([[(read_manifest(stage_dir(config, stage)) or {}).get("outputs") for stage in stages], overrides])[:10]
+
+
+def ceiling(device: str, dtype: torch.dtype, width: int = 8192, rounds: int = 40) -> float:
     """FLOP/s of a large matrix multiplication here and now: what utilisation is measured against."""
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
@@ -79,4 +89,4 @@ def wait(device: str) -> None:
 
 def peak_bytes(device: str) -> int:
     """The most memory this process ever held: of the GPU where there is one, else resident."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()

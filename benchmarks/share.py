@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import yaml
 
+from benchmarks.shapes import shown
 from conf.load import load_config
 from data_prep.artifacts import StageError, stage_dir
 from data_prep.conversation import read_jsonl, write_json
@@ -44,10 +45,10 @@ def with_share(agents: list[dict], good: float) -> list[dict]:
 def one(config, good: float, folder: Path, base: str | None, overrides: list[str]) -> dict:
     """Success of sft, dpo and ppo, and the gains, in a run on an archive with so many good agents."""
     pack, run_dir = folder / "pack", folder / "run"
-    if not pack.is_dir():
-        shutil.copytree(config.company, pack)
-        agents = with_share(yaml.safe_load((pack / "agents.yaml").read_text(encoding="utf-8")), good)
-        (pack / "agents.yaml").write_text(yaml.safe_dump(agents, sort_keys=False), encoding="utf-8")
+    shutil.rmtree(pack, ignore_errors=True)
+    shutil.copytree(config.company, pack)
+    agents = with_share(yaml.safe_load((pack / "agents.yaml").read_text(encoding="utf-8")), good)
+    (pack / "agents.yaml").write_text(yaml.safe_dump(agents, sort_keys=False), encoding="utf-8")
     own_base = ["model.from_scratch=false", f"model.name={Path(base).resolve()}/pretrain/model"] if base else []
     if pipeline([f"company={pack}", f"run_dir={run_dir}", "stages=[generate,anonymise,prepare,pretrain,sft,reward,dpo,ppo,evaluate]", "evaluate.candidates=[sft,dpo,ppo]", *own_base, *overrides]):
         raise SystemExit(f"the run in {run_dir} stopped; the same command goes on from there")
@@ -80,10 +81,11 @@ def main(arguments: list[str]) -> list[dict]:
     options = dict(argument.split("=", 1) for argument in arguments)
     shares, folder, base = [float(s) for s in options.pop("shares", "0.3,0.5,0.7,0.9").split(",")], Path(options.pop("folder", "runs/share")), options.pop("base", None)
     out = Path(options.pop("out", folder / "share.md"))
+    company = options.pop("company", None)
     overrides = [f"{key}={value}" for key, value in options.items()]
-    config = load_config([o for o in overrides if o.startswith("company=")])
+    config = load_config([f"company={company}"] if company else [])
     points = [one(config, good, folder / f"{good:g}", base, overrides) for good in shares]
-    lines = ["# Gain over SFT by the share of good agents", "", f"{datetime.date.today()}, {points[0]['n']} simulated conversations a candidate: `python -m benchmarks.share {' '.join(arguments)}`", "",
+    lines = ["# Gain over SFT by the share of good agents", "", f"{datetime.date.today()}, {points[0]['n']} simulated conversations a candidate, one training a share: {shown('benchmarks.share', arguments)}", "",
              f"![Gain of DPO and PPO over SFT, in points, by the share of conversations that agents without bad habits wrote]({out.stem}.svg)", "",
              "| by good agents | SFT | DPO over SFT | PPO over SFT |", "|---|---|---|---|"]
     for point in points:

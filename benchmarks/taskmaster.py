@@ -55,7 +55,8 @@ def messages_of(turns: list[dict]) -> list[Message]:
 
 
 def read(folder: Path) -> list[dict]:
-    """Every judgement: {"set", "group", "prompt", "reply", "kind", "label"}. A group is all dialogues of a set that open with the same words of the customer."""
+    """Every judgement: {"set", "dialogue", "group", "prompt", "reply", "kind", "label"}. A group is all dialogues of a set that open with the same words of the customer;
+    judgements whose dialogues begin with the same three turns are read as of one, a tree."""
     found = []
     for name, place in SETS.items():
         for path in sorted((folder / place / "reward").glob("*.json")):
@@ -63,7 +64,8 @@ def read(folder: Path) -> list[dict]:
                 prompt, (reply,) = messages_of(json.loads(row["context"])), messages_of([json.loads(row["generation"])])
                 prompt = prompt or [{"role": "system", "content": name}]          # where the agent speaks first
                 opening = next((m["content"].lower() for m in prompt if m["role"] == "user"), "")
-                found.append({"set": name, "group": f"{name} {opening}", "prompt": prompt, "reply": reply, "kind": "api" if reply.get("tool_calls") else "text", "label": row["reward"] > 0.5})
+                beginning = hashlib.sha256(json.dumps([name, opening, *prompt[:3]]).encode()).hexdigest()[:16]          # each row has an id of its own, though many are of one dialogue
+                found.append({"set": name, "dialogue": beginning, "group": f"{name} {opening}", "prompt": prompt, "reply": reply, "kind": "api" if reply.get("tool_calls") else "text", "label": row["reward"] > 0.5})
     if not found:
         raise StageError(f"{folder} has no {', '.join(SETS.values())} with reward/*.json: give the folder that holds Taskmaster with data=<folder>")
     return found
@@ -80,8 +82,8 @@ def prepared(config, rows: list[dict]) -> None:
     longest = [[json.loads(line) for line in text.split("\n")] for text in whole]
     targets = [{"conversation_id": f"d-{number}", "message_index": index, "locale": "en", "topic": None, "stars": None, "prompt": talk[:index], "completion": [talk[index]]}
                for number, talk in enumerate(longest) for index, m in enumerate(talk) if m["role"] == "assistant" and any(x["role"] == "user" for x in talk[:index])]
-    judged = [{"conversation_id": f"j-{number}", "message_index": len(row["prompt"]), "locale": "en", "topic": row["kind"], "prompt": row["prompt"], "completion": [row["reply"]],
-               "by": "agent", "rater": "r", "label": row["label"], "test": is_test(row)} for number, row in enumerate(rows)]
+    judged = [{"conversation_id": row["dialogue"], "message_index": len(row["prompt"]), "locale": "en", "topic": row["kind"], "prompt": row["prompt"], "completion": [row["reply"]],
+               "by": "agent", "rater": "r", "label": row["label"], "test": is_test(row)} for row in rows]
     with stage_output(config, "prepare") as out:
         write_json(out / "report.json", {"raters": {}})
         for split in ("train", "validation", "test"):
@@ -159,10 +161,11 @@ def main(arguments: list[str]) -> dict:
             stage.run(config)
     tokenizer = load_tokenizer(config)
     model, calibration = load_rewards(config, tokenizer, stage_dir(config, "reward")), json.loads((stage_dir(config, "reward") / "calibration.json").read_text())
-    test = [(row, made) for row in rows if is_test(row) and (made := leaf(tokenizer, row["prompt"], row["reply"], config.model.max_tokens))]
-    trees = [grow([ids]) for _, (ids, _) in test]
-    ours = rewards(model, calibration, trees, [[tree.leaves[0][-length:]] for tree, (_, (_, length)) in zip(trees, test, strict=True)]).numpy()
-    test = [row for row, _ in test]
+    made = sorted(((row, leaf(tokenizer, row["prompt"], row["reply"], config.model.max_tokens)) for row in rows if is_test(row)), key=lambda each: each[0]["dialogue"])
+    dialogues = [[each for each in some if each[1]] for _, some in itertools.groupby(made, key=lambda each: each[0]["dialogue"])]
+    trees = [grow(ids for _, (ids, _) in some) for some in dialogues]
+    ours = rewards(model, calibration, trees, [[path[-length:] for path, (_, (_, length)) in zip(tree.leaves, some, strict=True)] for tree, some in zip(trees, dialogues, strict=True)]).numpy()
+    test = [row for some in dialogues for row, _ in some]
     results = {"rows": {}, "judgements": len(rows), "left_out": sum(is_test(row) for row in rows) - len(test)}
     for name in SETS:
         for kind in ("text", "api"):

@@ -131,6 +131,7 @@ class RewardGate:
 class Reward:
     members: int = MISSING
     sources: list[str] = MISSING          # pairs, ratings
+    contested: float = MISSING            # share of the conversations, by repeating them
     margin: float = MISSING
     language: float = MISSING             # weight of the loss of writing the good replies, beside that of judging
     centre: float = MISSING

@@ -22,8 +22,9 @@ import os
 import re
 import resource
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -184,11 +185,21 @@ def is_current(folder: Path, fingerprint: str, hashes: FileHashes) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most. Linux counts what its parent held before it into getrusage's figure, so VmHWM is read where there is one."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class StageOutput(os.PathLike):
     """The folder a stage writes into, and the one line it says at the end."""
 
     def __init__(self, path: Path):
         self.path, self.line, self.facts = path, "", {}
+        self.is_main = int(os.environ.get("RANK", 0)) == 0        # of several processes that train together, the one that writes
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -201,22 +212,44 @@ class StageOutput(os.PathLike):
         self.line, self.facts = line, facts
 
 
+def _wait(ready: Callable[[], object], seconds: float = 600) -> None:
+    """Until it is true, or gives nothing, without an error. Raises: StageError when another process of the stage does not get there."""
+    until = time.time() + seconds
+    while time.time() < until:
+        with contextlib.suppress(OSError, ValueError):
+            if ready() is not False:
+                return
+        time.sleep(0.1)
+    raise StageError(f"another process of this stage did not come within {seconds:.0f} s: see what it printed, then run the same command again")
+
+
 @contextlib.contextmanager
 def stage_output(config, stage: str) -> Iterator[StageOutput]:
     """Write a stage's outputs into `<stage>.partial/`, then rename it and write the manifest.
 
-    A partial folder left by a kill is kept, and the stage resumes in it, only when it has the same fingerprint.
+    A partial folder left by a kill is kept, and the stage resumes in it, only when it has the same fingerprint. Of several processes (RANK and WORLD_SIZE, as torchrun
+    and accelerate set them) the first makes the folder and finishes it once the others have left the block; they read checkpoints there and write nothing.
     """
     final = stage_dir(config, stage)
     partial = final.with_name(final.name + ".partial")
     fingerprint = OmegaConf.to_container(config.fingerprint)
     mark = partial / "fingerprint.json"
+    rank, others = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) - 1
+    if rank > 0:
+        _wait(lambda: json.loads(mark.read_text()) == fingerprint)
+        yield StageOutput(partial)
+        (partial / f"left-{rank}").touch()
+        return
     if partial.exists() and not (mark.is_file() and json.loads(mark.read_text()) == fingerprint):
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
+    for left in partial.glob("left-*"):
+        left.unlink()
     write_json(mark, fingerprint)
     out, started = StageOutput(partial), time.time()
     yield out
+    for other in range(1, others + 1):
+        _wait((partial / f"left-{other}").unlink)
     mark.unlink()
     for checkpoints in list(partial.rglob("checkpoints")):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -227,5 +260,5 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     write_json(final / "manifest.json", {
         "stage": stage, "fingerprint": hash_value(fingerprint), "made_from": fingerprint, "outputs": outputs,
         "summary": out.line, "facts": out.facts, "seconds": round(time.time() - started, 1),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,11 +15,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from benchmarks import gain, one_reply, ppo, sft_dpo, share
-from benchmarks.shapes import random_base, size
+from benchmarks.shapes import random_base, shown, sizes
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_jsonl
-from tests.toys import toy_run
+from tests.toys import random_adapter, toy_run
 from training.models import load_base
+from training.rollouts import Episode, Turn
 
 
 def asked(number: int) -> list[dict]:
@@ -29,12 +33,15 @@ def said(text: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    config = toy_run(tmp_path_factory.mktemp("bench"), "trainer.warmup_steps=1")
-    rows = [{"conversation_id": f"c-{k}", "prompt": asked(k) + turn * (said("One moment.") + asked(k)), "completion": said("It arrives soon." if turn else "One moment.")} for k in range(40) for turn in range(2)]
+    config = toy_run(tmp_path_factory.mktemp("bench"), "trainer.warmup_steps=1", "sft.trainer.max_steps=2", "ppo.start=dpo", "ppo.steps=1", "ppo.episodes=4", "ppo.max_replies=2", "evaluate.max_replies=3")
+    rows = [{"conversation_id": f"c-{k}", "stars": float(k % 5 + 1), "prompt": asked(k) + turn * (said("One moment.") + asked(k)), "completion": said("It arrives soon." if turn else "One moment.")} for k in range(40) for turn in range(2)]
     with stage_output(config, "prepare") as out:
         write_jsonl(out / "sft/train.jsonl", rows)
+        write_jsonl(out / "sft/validation.jsonl", rows[:4])
         write_jsonl(out / "preferences/train.jsonl", [{"conversation_id": f"c-{k}", "prompt": asked(k), "chosen": said("It arrives soon."), "rejected": said("Pay now."), "margin": 1.0} for k in range(48)])
     for stage in ("dpo", "ppo"):
+        with stage_output(config, stage) as out:
+            random_adapter(load_base(config), config, out / "adapter")
         path = Path(config.run_dir) / f"config/{stage}.yaml"
         path.parent.mkdir(exist_ok=True)
         OmegaConf.save(config, path)
@@ -44,7 +51,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_sft_and_dpo_beside_plain_trl(run, tmp_path):
     """Every way once; the archive's replies are learned by all of them, so a row a conversation holds what its rows a reply hold."""
-    results = sft_dpo.main([f"run_dir={run.run_dir}", "steps=1", "batch=4", f"work={tmp_path}", f"out={tmp_path}/page.md"])
+    results = sft_dpo.main([f"run_dir={run.run_dir}", "steps=1", "repeats=1", "batch=4", f"work={tmp_path}", f"out={tmp_path}/page.md"])
     assert {what: list(ways) for what, ways in results.items()} == sft_dpo.WAYS
     assert all(0 < each["supervised"] < each["real"] <= each["tokens"] for each in results["sft"].values())
     assert results["sft"]["TRL, a row a reply"]["rows"] == 2 * results["sft"]["TRL, a row a conversation"]["rows"]
@@ -52,7 +59,8 @@ def test_sft_and_dpo_beside_plain_trl(run, tmp_path):
     assert ours["supervised"] == by_conversation["supervised"], "the same labels, counted two ways"
     page = (tmp_path / "page.md").read_text()
     assert all(way in page for ways in sft_dpo.WAYS.values() for way in ways)
-    assert str(tmp_path) not in page.split("`")[2]
+    assert str(tmp_path) not in page
+    assert run.run_dir not in page
 
 
 def test_random_weights_take_the_place_of_the_runs(run, tmp_path):
@@ -65,12 +73,35 @@ def test_random_weights_take_the_place_of_the_runs(run, tmp_path):
 
 def test_a_token_is_multiplied_with_every_weight_but_the_table(run):
     base = load_base(run)
-    assert size(base) == sum(p.numel() for p in base.parameters()), "the head is the table, and is counted once"
+    assert sum(sizes(base)) == sum(p.numel() for p in base.parameters()), "the head is the table, and is counted once"
+
+
+def test_a_page_tells_of_a_path_its_last_part_alone():
+    assert shown("benchmarks.gain", ["run_dir=/somewhere/runs/dev", "n=4", "work=/x", "out=benchmarks/gain.md"]) == "`python -m benchmarks.gain run_dir=dev n=4 out=benchmarks/gain.md`"
+
+
+def test_the_true_reward_tells_a_lost_conversation_from_a_won_one():
+    """By its worst reply, too: that is how the customers are chosen who come again."""
+    class World:
+        violations: ClassVar[list] = []
+
+        def __init__(self, won: bool):
+            self.succeeded = lambda: won
+
+    episodes = [Episode([Turn([1], [2]), Turn([1, 2, 3], [4])], talk=SimpleNamespace(is_over=True, world=World(won))) for won in (True, False)]
+    assert gain.true_reward(episodes, [], []).tolist() == [0.0, 1.0, 0.0, -1.0]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
+def test_whole_groups_are_drawn(groups):
+    for chosen in one_reply.draws(groups, 5):
+        drawn = Counter(groups[place] for place in chosen)
+        assert all(count % groups.count(group) == 0 for group, count in drawn.items())
 
 
 def test_our_side_of_ppo_moves_the_policy_and_times_its_steps(tmp_path):
     base = random_base("toy", tmp_path / "toy", "cpu")
-    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "save": str(tmp_path / "policy"),
+    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "threads": 1, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "save": str(tmp_path / "policy"),
             "prompts": [[[100 + k, 101, 102] for k in range(4)]] * 2}
     found = ppo.ours(spec)
     assert len(found["step"]) == len(found["rollout"]) == 2
@@ -102,14 +133,28 @@ def test_an_archive_is_cut_to_one_reply_a_prompt(run, tmp_path):
     assert row["messages"][1] == {"role": "assistant", "content": "yes"}
 
 
+@pytest.mark.slow
+def test_every_way_of_using_ratings_meets_the_same_customers(run, tmp_path):
+    figures = gain.main([f"run_dir={run.run_dir}", "conversations=4", "n=2", f"out={tmp_path}/gain.md"])
+    assert list(figures) == list(gain.NAMES)
+    assert all(each["success"]["n"] == 4 for each in figures.values())
+    (own,) = [folder for folder in (Path(run.run_dir) / "gain").iterdir() if folder.is_dir()]
+    made = [own / name for name in ("sft_top/sft/adapter", "ppo_alone/ppo/adapter", "ceiling/adapter")]
+    learned = [(folder / "adapter_model.safetensors").stat().st_mtime_ns for folder in made]
+    gain.main([f"run_dir={run.run_dir}", "conversations=4", "n=2", f"out={tmp_path}/gain.md"])
+    assert learned == [(folder / "adapter_model.safetensors").stat().st_mtime_ns for folder in made], "what is there is not trained again"
+    assert "PPO on the true reward" in (tmp_path / "gain.md").read_text()
+
+
 def test_the_share_closed_is_of_the_way_from_sft_to_the_ceiling():
     def outcomes(successes: int) -> list[dict]:
         return [{"success": k < successes, "violations": [], "handed_off": True, "wants_human": True, "needless_handoff": False, "most_repeated": 1, "ended": "handed_off"} for k in range(100)]
 
     lines, figures = gain.table({"sft": outcomes(50), "dpo": outcomes(60), "ceiling": outcomes(90)}, 4)
-    assert figures["dpo"]["closed"] == pytest.approx(0.25)
+    assert figures["dpo"]["closed"]["value"] == pytest.approx(0.25)
+    assert figures["dpo"]["closed"]["low"] < 0.25 < figures["dpo"]["closed"]["high"]
     assert figures["dpo"]["over_sft"]["value"] == pytest.approx(0.1)
-    assert any("| 25% |" in line for line in lines)
+    assert any("| 25% [" in line for line in lines)
     assert json.dumps(figures)
 
 

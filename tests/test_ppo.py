@@ -188,11 +188,17 @@ def test_customers_who_were_served_badly_come_again_but_not_when_it_is_measured(
     config.fingerprint = {"seed": 4}
     monkeypatch.setattr(ppo, "play", lambda *args: asked.append(args[3]) or plain(*args))
     ppo.run(config)
-    assert asked[0] == list(range(6))
+    assert sorted(asked[0]) == list(range(6))
     for before, now in itertools.pairwise(asked[:-1]):
         assert len(set(now) & set(before)) == 3, "half of a step's customers are of the step before"
         assert len(set(now)) == 6
     assert not set(asked[-1]) & {number for each in asked[:-1] for number in each}
+
+
+@pytest.mark.parametrize("wrong", ["ppo.again=1.0", "ppo.again=-0.1", "ppo.start=kto"])
+def test_no_new_customers_or_another_start_is_refused(tmp_path, wrong):
+    with pytest.raises(StageError, match="so that new customers come at every step"):
+        ppo.run(toy_run(tmp_path, wrong))
 
 
 def test_the_policy_may_go_on_from_dpo_and_is_held_to_sft(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.artifacts import StageError, stage_dir, stage_output
-from data_prep.conversation import write_jsonl
+from data_prep.conversation import tool_call, write_jsonl
 from tests.toys import toy_run
 from training import dpo, kto
 from training.dpo import alarms, offset_of, telling
@@ -66,6 +66,15 @@ def test_an_offset_grows_with_the_gap_from_nothing(gap, scale):
     assert offset_of(0.0, scale) == 0.0
     assert offset_of(gap + 0.1, scale) > offset_of(gap, scale)
     assert offset_of(gap, 0.0) == 0.0
+
+
+def test_the_other_half_are_pairs_whose_kinds_are_better_now_one_now_the_other(run):
+    tokenizer = load_tokenizer(run)
+    made, _ = preference_rows(run, tokenizer, "train")
+    call = [{"role": "assistant", "content": "", "tool_calls": [tool_call("refund", {})]}]
+    mixed = [{**row, "chosen": call} if k in (1, 5, 9) else {**row, "rejected": call} if k in (2, 6) else row for k, row in enumerate(made)]
+    kept = telling(run, tokenizer, mixed, 12)
+    assert all(mixed[k] in kept for k in (1, 2, 5, 6, 9))
 
 
 def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):

@@ -17,8 +17,8 @@ from tests.toys import toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.models import load_base, load_tokenizer
-from training.reward import batch, check, deal, learn, ordered_logit, read, start_from_sft
+from training.models import load_tokenizer
+from training.reward import batch, check, deal, learn, ordered_logit, read
 from training.reward_gate import (
     Judged,
     Pair,
@@ -27,8 +27,10 @@ from training.reward_gate import (
     calibration_check,
     calibration_error,
     chances,
+    contested,
     invariance_check,
     length_check,
+    often,
     pairs_of,
     same_words,
     spoiled_check,
@@ -130,7 +132,7 @@ def test_the_stage_learns_what_is_better_passes_its_gate_and_goes_on_after_a_kil
 def test_a_killed_member_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
     tokenizer = load_tokenizer(run)
     judged, _ = read(run, tokenizer, "train")
-    learn(run, tokenizer, load_base(run), judged, tmp_path / "whole", 0)
+    learn(run, judged, tmp_path / "whole", 0)
 
     def die(self, *args, **kwargs):
         plain(self, *args, **kwargs)
@@ -140,24 +142,60 @@ def test_a_killed_member_goes_on_to_the_same_weights(run, tmp_path, monkeypatch)
     plain = reward.RewardLearner._save_checkpoint
     monkeypatch.setattr(reward.RewardLearner, "_save_checkpoint", die)
     with pytest.raises(KeyboardInterrupt):
-        learn(run, tokenizer, load_base(run), judged, tmp_path / "killed", 0)
+        learn(run, judged, tmp_path / "killed", 0)
     monkeypatch.setattr(reward.RewardLearner, "_save_checkpoint", plain)
-    learn(run, tokenizer, load_base(run), judged, tmp_path / "killed", 0)
+    learn(run, judged, tmp_path / "killed", 0)
     assert (tmp_path / "whole/probe.json").read_text() == (tmp_path / "killed/probe.json").read_text()
 
 
-def test_a_reward_model_starts_from_the_sft_adapter(run):
-    from safetensors.torch import load_file
+@pytest.mark.slow
+def test_members_that_learn_side_by_side_are_those_that_learn_one_after_another(run, tmp_path):
+    """On a CPU each has a process and a thread of its own; the toy run has one thread, so that there they come one by one."""
+    judged, _ = read(run, load_tokenizer(run), "train")
+    both = run.copy()
+    both.hardware.threads = 2
+    curves = [reward.learn_all(config, [judged, judged[::2]], [tmp_path / name / str(k) for k in range(2)]) for config, name in ((run, "after"), (both, "beside"))]
+    assert curves[0] == curves[1]
+    for k in range(2):
+        assert (tmp_path / f"after/{k}/probe.json").read_text() == (tmp_path / f"beside/{k}/probe.json").read_text()
 
-    own = {name.replace(".default.", "."): value for name, value in start_from_sft(run, load_base(run)).named_parameters()}
-    for name, value in load_file(require(run, "sft", "test") / "adapter/adapter_model.safetensors").items():
-        assert torch.equal(own[name], value), name
+
+KINDS = st.sampled_from(["refund", "block", "text"])
+
+
+@given(st.lists(st.tuples(KINDS, KINDS), max_size=40))
+def test_pairs_are_contested_where_the_same_kinds_are_better_now_one_now_the_other(kinds):
+    for (better, worse), found in zip(kinds, contested(kinds), strict=True):
+        same, other = kinds.count((better, worse)), kinds.count((worse, better))
+        assert found == (better != worse and other > 0 and same / (same + other) >= 0.2 and other / (same + other) >= 0.2)
+
+
+@given(st.integers(1, 30), st.integers(0, 10), st.floats(0.1, 0.8))
+def test_conversations_with_contested_pairs_come_more_often(run, plain, hot, share):
+    """A refund is better than a sentence in some conversations, worse in others; in the rest two sentences are compared."""
+    tokenizer = load_tokenizer(run)
+
+    def one(better: str, worse: str) -> Judged:
+        leaves = [tokenizer(text)["input_ids"] for text in (better, worse)]
+        return Judged(grow(leaves), [len(each) for each in leaves], [(0, 1, 1.0)], [], [[]])
+
+    call, text = '{"name": "refund"}', REPLIES["good"]
+    judged = [one(text, REPLIES["bad"]) for _ in range(plain)] + [one(*((call, text) if k % 2 else (text, call))) for k in range(hot)]
+    made = often(tokenizer, judged, share)
+    assert all(any(x is y for y in made) for x in judged), "nothing is lost"
+    held = sum(any(x is y for y in judged[plain:]) for x in made)
+    assert len(made) - held == plain
+    if hot > 1:
+        times = held / hot
+        assert times == max(1, round(share / (1 - share) * plain / hot))
+    else:
+        assert held == hot
 
 
 def test_a_saved_model_that_scores_otherwise_is_refused(run, tmp_path):
     tokenizer = load_tokenizer(run)
     judged, _ = read(run, tokenizer, "validation")
-    learn(run, tokenizer, load_base(run), judged, tmp_path / "members/0", 0)
+    learn(run, judged, tmp_path / "members/0", 0)
     model = OneBase(run, tokenizer)
     model.add("reward_0", tmp_path / "members/0")
     reward.check_reload(model, tmp_path, ["members/0"], [judged])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conf.load import load_config
-from data_prep.artifacts import StageError, require, stage_dir, stage_output
+from data_prep.artifacts import ROOT, StageError, read_manifest, require, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, tool_call, write_jsonl
 from training import pretrain
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
@@ -235,6 +238,33 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
     assert set(kto) == set(rloo) == set(sft)
     for other in (kto, rloo):
         assert any(not torch.equal(other[k], sft[k]) for k in sft)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(toy):
+    """What `hardware.launcher` starts: torchrun over sft, dpo and ppo, each folder whole, learned, and with nothing pickled in it."""
+    from training.pipeline import BY_NAME, record_config
+
+    config = toy_config(Path(toy.run_dir).with_name("together"))
+    config.fingerprint = {"seed": 0}
+    Path(config.run_dir).mkdir()
+    for stage in ("prepare", "pretrain", "reward"):
+        (Path(config.run_dir) / stage).symlink_to(stage_dir(toy, stage))
+    config.sft.trainer.max_steps, config.sft.trainer.learning_rate, config.hardware.threads = 6, 1e-2, 1
+    for number, name in enumerate(("sft", "dpo", "ppo")):
+        settings = record_config(config, BY_NAME[name], {"seed": 0})
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={29631 + number}", "-m", "training.pipeline", "--stage", name, str(settings)]
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert made.returncode == 0, made.stderr[-2000:]
+        folder = stage_dir(config, name)
+        assert read_manifest(folder)["summary"]
+        assert not folder.with_name(f"{name}.partial").exists()
+        assert not list(folder.rglob("*.bin")), "a pickle is not for handing on"
+        assert (folder / "adapter/adapter_model.safetensors").is_file()
+    curve = json.loads((stage_dir(config, "sft") / "adapter/curve.json").read_text())
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert all(not torch.equal(a, weights(stage_dir(config, "sft") / "adapter")[name]) for name, a in weights(stage_dir(config, "dpo") / "adapter").items() if "lora_B" in name)
+
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ from data_prep.conversation import write_json
 from training.adapters import OneBase
 from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
-from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_policy, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
+from training.reward_gate import contested
 from training.rollouts import kl_from_sft
 from training.trees import grow
 
@@ -68,7 +69,9 @@ def run(config) -> None:
     with stage_output(config, "dpo") as out:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
-        save_policy(trainer, out / "adapter")
+        save_trained(trainer, out / "adapter")
+        if not out.is_main:
+            return
         held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
@@ -96,9 +99,10 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
 
 
 def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:
-    """No more than `most` pairs: half of them those that SFT gets most wrong, by the difference of its replies' log-probs, the others at random.
+    """No more than `most` pairs: half of them those that SFT gets most wrong, by the difference of its replies' log-probs; then contested ones, then any.
 
-    Most pairs only say again what SFT does anyway. All the hard ones alone would be mislabelled ones too, and drift.
+    Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever
+    the policy". Contested pairs (a refund is better here, a refusal there) hold both, so that the state must be read.
     """
     if most is None or len(rows) <= most:
         return rows
@@ -115,8 +119,15 @@ def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]
     order = [place for places in by_conversation.values() for place in places]
     margin = {place: likely[2 * k] - likely[2 * k + 1] for k, place in enumerate(order)}
     hard = sorted(margin, key=margin.get)[: most // 2]
-    others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), most - len(hard))
-    return [rows[place] for place in sorted([*hard, *others])]
+    either_way = contested([(kind_of(row["chosen"][0]), kind_of(row["rejected"][0])) for row in rows])
+    others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), len(margin) - len(hard))
+    others.sort(key=lambda place: not either_way[place])
+    return [rows[place] for place in sorted([*hard, *others[: most - len(hard)]])]
+
+
+def kind_of(reply: dict) -> str:
+    """A reply's tool, or "text"."""
+    return reply["tool_calls"][0]["function"]["name"] if reply.get("tool_calls") else "text"
 
 
 def offset_of(gap: float, scale: float) -> float:

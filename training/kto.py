@@ -17,7 +17,7 @@ from trl import KTOConfig, KTOTrainer
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
 from training.labelled import add_head_of_labelled
-from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_policy, train, trainer_arguments
+from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, train, trainer_arguments
 from training.rollouts import kl_from_sft
 
 
@@ -56,7 +56,9 @@ def run(config) -> None:
             trl.trainer.kto_trainer.add_fused_lm_head = add_head_of_labelled
         trainer = KTOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
-        save_policy(trainer, out / "adapter")
+        save_trained(trainer, out / "adapter")
+        if not out.is_main:
+            return
         metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
         out.summary(f"{good} good and {len(rows) - good} bad replies → loss {curve[-1]['loss']:.3f}, {metrics['kl']:.2f} nats a reply from sft; {dropped} too long", **metrics)

@@ -36,6 +36,8 @@ def quieten(config) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     transformers.set_seed(config.seed)
 
 
@@ -224,6 +226,14 @@ def track(config, stage: str) -> None:
                       WANDB_RUN_ID=identity, WANDB_RESUME="allow", WANDB_JOB_TYPE=stage, WANDB_DIR=config.run_dir)
 
 
+def tell(config, stage: str, entry: dict) -> None:
+    """A step's figures for W&B, where it is told anything, of a trainer that is not transformers'."""
+    if config.tracking.report_to == "wandb":
+        import wandb
+
+        (wandb.run or wandb.init()).log({f"{stage}/{name}": value for name, value in entry.items() if isinstance(value, float)}, step=entry["step"])
+
+
 class StopOnNan(TrainerCallback):
     """Stop at once when the loss is no number: every step after it is wasted."""
 
@@ -254,7 +264,8 @@ def last_checkpoint(checkpoints: Path, written_last: str = "trainer_state.json")
             json.loads((folder / written_last).read_text())
             whole.append(folder)
         except (OSError, ValueError):
-            shutil.rmtree(folder)
+            if int(os.environ.get("RANK", 0)) == 0:
+                shutil.rmtree(folder)
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
@@ -266,11 +277,17 @@ def train(trainer, output_dir: Path) -> list[dict]:
     trainer.add_callback(Bar())
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
-    write_json(output_dir / "curve.json", curve)
+    if trainer.is_world_process_zero():
+        write_json(output_dir / "curve.json", curve)
     return curve
 
 
-def save_policy(trainer, folder: Path) -> None:
-    """Save the adapter that one of TRL's preference trainers trained, without its reference, which it writes beside it."""
+def save_trained(trainer, folder: Path) -> None:
+    """Save what a trainer trained, with its tokenizer, and nothing else: no pickled arguments, no reference adapter, which TRL writes beside the policy.
+
+    To be called in every process: sharded weights are gathered by all of them.
+    """
     trainer.save_model(str(folder))
-    shutil.rmtree(folder / "ref", ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder / "ref", ignore_errors=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)

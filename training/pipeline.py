@@ -12,6 +12,7 @@ and seed are unchanged is skipped.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
@@ -41,7 +42,7 @@ class Stage:
     needs: tuple[str, ...]          # stages whose output it reads, where they are part of this run
     reads: tuple[str, ...]          # blocks of the configuration
     libraries: tuple[str, ...] = ()
-    trains: bool = False            # hardware.launcher is put in front
+    parallel: bool = False          # hardware.launcher is put in front: several processes train it together
     company: bool = False           # reads the company pack
     signed: bool = False            # depends on the sign-off of two reviewers
 
@@ -50,13 +51,13 @@ STAGES = (
     Stage("generate", "data_prep.company.generate", (), ("generate",), company=True),
     Stage("anonymise", "data_prep.anonymise", ("generate",), ("data", "anonymise"), ("phonenumbers", "python-stdnum", "simplemma"), company=True),
     Stage("prepare", "data_prep.prepare", ("anonymise",), ("prepare",), ("datasketch",), signed=True),
-    Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN, trains=True),
-    Stage("sft", "training.sft", ("prepare", "pretrain"), ("model", "hardware", "trainer", "sft"), TRAIN, trains=True),
-    Stage("reward", "training.reward", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "reward"), TRAIN, trains=True),
-    Stage("dpo", "training.dpo", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "dpo"), TRAIN, trains=True),
-    Stage("kto", "training.kto", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "kto"), TRAIN, trains=True),
-    Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "reward", "ppo"), TRAIN, trains=True, company=True),
-    Stage("rloo", "training.rloo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer", "reward", "rloo"), TRAIN, trains=True),
+    Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN),
+    Stage("sft", "training.sft", ("prepare", "pretrain"), ("model", "hardware", "trainer", "sft"), TRAIN, parallel=True),
+    Stage("reward", "training.reward", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "reward"), TRAIN),
+    Stage("dpo", "training.dpo", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "dpo"), TRAIN, parallel=True),
+    Stage("kto", "training.kto", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "kto"), TRAIN, parallel=True),
+    Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "reward", "ppo"), TRAIN, parallel=True, company=True),
+    Stage("rloo", "training.rloo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer", "reward", "rloo"), TRAIN),
     Stage("evaluate", "eval.evaluate", ("prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
     Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
@@ -158,9 +159,11 @@ def record_config(config, stage: Stage, wanted: dict) -> Path:
 def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     """Run one stage in a process of its own. Raises: StageError when it fails."""
     settings = record_config(config, stage, wanted)
-    launcher = shlex.split(config.hardware.launcher) if stage.trains else []
+    launcher = shlex.split(config.hardware.launcher) if stage.parallel else []
     command = [*(launcher or [sys.executable]), "-m", "training.pipeline", "--stage", stage.name, str(settings)]
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_SILENT": "true", "PYTHONHASHSEED": "0"}
+    if not stage.parallel:        # one process; with several GPUs in sight the Trainer would split its batches over them
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not sys.stderr.isatty():
         environment["TQDM_MININTERVAL"] = "15"      # a log file wants a line now and then, not a bar
     if config.hardware.threads:
@@ -174,11 +177,14 @@ def run_stage(name: str, settings: str) -> None:
     """The child process: run one stage from the configuration that the parent wrote."""
     config = OmegaConf.load(settings)
     module = importlib.import_module(BY_NAME[name].module)
-    if BY_NAME[name].trains or BY_NAME[name].libraries == TRAIN:
+    if BY_NAME[name].libraries == TRAIN:
         from training.models import quieten
 
         quieten(config)
-    module.run(config)
+    with contextlib.ExitStack() as said_once:
+        if int(os.environ.get("RANK", 0)) > 0:
+            said_once.enter_context(contextlib.redirect_stdout(said_once.enter_context(open(os.devnull, "w"))))
+        module.run(config)
 
 
 def run(config) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from training.adapters import OneBase, index
 from training.alarms import alarms
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
-from training.models import last_checkpoint, load_tokenizer, track
+from training.models import last_checkpoint, load_tokenizer, tell, track
 from training.rollouts import Episode, Local, Vllm, answer, check_sampler, play
 from training.trees import Tree, in_batches
 
@@ -114,9 +115,8 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     """Score what was said and turn it into samples with advantages."""
     packed = [episode.tree() for episode in episodes]
     trees, replies = [tree for tree, _ in packed], [mine for _, mine in packed]
-    end = model.tokenizer.eos_token_id
     scores = reward(episodes, trees, replies)
-    ended = torch.tensor([turn.reply[-1] == end for episode in episodes for turn in episode.turns])
+    ended = torch.tensor([turn.reply[-1] == model.tokenizer.eos_token_id for episode in episodes for turn in episode.turns])
     scores = scores - settings.missing_end_penalty * ~ended
     old, ref = (model.by_token(name, trees, replies, lambda t, r: model.log_probs(t, r)[0], settings.batch_tokens) for name in ("policy", "ref"))
     check_sampler(episodes, old, settings.max_disagreement)
@@ -193,10 +193,14 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
 
 
 def run(config) -> None:
-    source = require(config, "reward", "ppo")
+    source, settings = require(config, "reward", "ppo"), config.ppo
+    if settings.start not in ("sft", "dpo") or not 0 <= settings.again < 1 or int(settings.again * settings.episodes) >= settings.episodes:
+        raise StageError(f"ppo.start={settings.start} must be sft or dpo, and ppo.again={settings.again} a share from 0 to less than 1, so that new customers come at every step")
     gate = json.loads((source / "gate.json").read_text())
     with stage_output(config, "ppo") as out:
         if not gate["passed"]:
+            if not out.is_main:
+                return
             write_json(out / "refusal.json", {"reason": gate["why"], "gate": gate["checks"]})
             out.summary(f"refused: the reward model did not pass its gate ({gate['why']}); a policy would learn its mistakes. See {source}/gate.json", refused=gate["why"])
             return
@@ -252,12 +256,15 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
         again = again if step < settings.steps else []           # the last round only measures where the policy has come to
+        rng = random.Random(f"{config.seed}-{step}")
         every = [*range(step * settings.episodes, (step + 1) * settings.episodes - len(again)), *again]
+        rng.shuffle(every)          # so that every minibatch holds new customers and others
         numbers = every[group.rank::group.size]
         room = min(config.model.max_new_tokens, config.model.max_tokens // 2)
         generate.refresh()
-        episodes = (play(generate, tokenizer, pack, numbers, config.seed, settings.max_replies, config.model.max_tokens, room) if pack
-                    else answer(generate, tokenizer, rows, numbers, config.seed, config.model.max_tokens, room))
+        drawn = rng.getrandbits(31) + group.rank
+        episodes = (play(generate, tokenizer, pack, numbers, config.seed, drawn, settings.max_replies, config.model.max_tokens, room) if pack
+                    else answer(generate, tokenizer, rows, numbers, config.seed, drawn, config.model.max_tokens, room))
         samples = appraise(model, episodes, reward, beta, settings, group)
         entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
@@ -275,17 +282,10 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         if group.rank == 0:
             for line in alarms(curve, seen):
                 tqdm.write(line)
-            if config.tracking.report_to == "wandb":
-                log_to_wandb(entry)
+            tell(config, "ppo", entry)
             if (step + 1) % settings.save_steps == 0:
                 save(model, optimizer, good, {"curve": curve, "beta": beta, "seen": sorted(seen), "again": again}, out / "checkpoints")
     return curve
-
-
-def log_to_wandb(entry: dict) -> None:
-    import wandb
-
-    (wandb.run or wandb.init()).log({f"ppo/{name}": value for name, value in entry.items() if isinstance(value, float)}, step=entry["step"])
 
 
 def snapshot(model: OneBase) -> list[torch.Tensor]:

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
 import random
+import threading
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
@@ -31,8 +35,8 @@ from data_prep.conversation import Message, read_jsonl, write_json
 from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, leaf, load_rewards
-from training.models import load_base, load_tokenizer, train, trainer_arguments
-from training.reward_gate import Judged, judge, wording
+from training.models import load_sft, load_tokenizer, quieten, train, trainer_arguments
+from training.reward_gate import Judged, judge, often, wording
 from training.trees import collate, grow
 
 STARS = 5
@@ -52,9 +56,8 @@ def run(config) -> None:
     others, *rest = deal(judged["train"], settings.members + 1)
     names, parts = [f"members/{k}" for k in range(settings.members)] + ["held_out"], [[one for part in rest for one in part]] * settings.members + [others]
     with stage_output(config, "reward") as out:
-        base = load_base(config)
-        curves = [learn(config, tokenizer, base, part, Path(out) / name, config.seed + k) for k, (name, part) in enumerate(zip(names, parts, strict=True))]
-        del base
+        parts = [often(tokenizer, part, settings.contested) for part in parts]
+        curves = learn_all(config, parts, [Path(out) / name for name in names])
         model = load_rewards(config, tokenizer, Path(out))
         check_reload(model, Path(out), names, parts)
         found = judge(model, [*judged["validation"], *judged["test"]], judged["train"], settings)
@@ -249,12 +252,29 @@ def batch(judged: list[Judged], pad: int) -> dict:
             "good": torch.tensor([reply in good for reply in range(first)])}
 
 
-def learn(config, tokenizer, base, judged: list[Judged], folder: Path, seed: int) -> list[dict]:
+def learn_all(config, parts: list[list[Judged]], folders: list[Path]) -> list[list[dict]]:
+    """Train every reward model, on a CPU as many at a time as it has threads, which is faster than one after another on all of them."""
+    several = min(config.hardware.threads or 1, len(parts)) if config.hardware.trainer.use_cpu else 1
+    jobs = [(config, part, folder, config.seed + k, k % several > 0) for k, (part, folder) in enumerate(zip(parts, folders, strict=True))]
+    if several == 1:
+        return [learn(*job) for job in jobs]
+    with ProcessPoolExecutor(several, mp_context=multiprocessing.get_context("spawn"), initializer=alone, initargs=(config,)) as workers:
+        return list(workers.map(learn, *zip(*jobs, strict=True)))
+
+
+def alone(config) -> None:
+    """A process that trains one model on one thread, and ends with the one that started it."""
+    config.hardware.threads = 1
+    quieten(config)
+    threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
+
+
+def learn(config, judged: list[Judged], folder: Path, seed: int, silent: bool = False) -> list[dict]:
     """Train one reward model and save it with its head; a finished one is not trained again. Returns its curve."""
     if (folder / "probe.json").is_file():
         return json.loads((folder / "curve.json").read_text())
-    model = RewardModel(start_from_sft(config, base))
-    arguments = trainer_arguments(config, "reward", folder, TrainingArguments, remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
+    tokenizer, model = load_tokenizer(config), RewardModel(load_sft(config, is_trainable=True))
+    arguments = trainer_arguments(config, "reward", folder, TrainingArguments, **({"disable_tqdm": True} if silent else {}), remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
     trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
                             data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)
     curve = train(trainer, folder)
@@ -263,7 +283,6 @@ def learn(config, tokenizer, base, judged: list[Judged], folder: Path, seed: int
     with torch.no_grad():
         probe = trainer._prepare_inputs(batch(judged[:PROBES], tokenizer.pad_token_id))
         write_json(folder / "probe.json", model.eval()(probe["tokens"], probe["ends"], probe["said"])[0].tolist())
-    model.network.unload()
     return curve
 
 
@@ -284,21 +303,3 @@ def order(judged: list[Judged], size: int, rng: random.Random) -> list[Judged]:
     batches = [some[i:i + size] for some in near for i in range(0, len(some), size)]
     rng.shuffle(batches)
     return [one for some in batches for one in some]
-
-
-def start_from_sft(config, base) -> PeftModel:
-    """A LoRA of the SFT adapter's own shape and weights on the base, so that judging starts from what SFT can read.
-
-    Raises: StageError where a weight of the SFT adapter finds no place.
-    """
-    folder = require(config, "sft", "reward") / "adapter"
-    lora = LoraConfig.from_pretrained(folder)
-    lora.inference_mode = False
-    model = get_peft_model(base, lora)
-    own = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters()}
-    with torch.no_grad():
-        for name, weight in load_peft_weights(str(folder), device="cpu").items():
-            if name not in own or own[name].shape != weight.shape:
-                raise StageError(f"{folder} has {name}, which the reward model lacks: was the adapter made for another model?")
-            own[name].copy_(weight)
-    return model

@@ -195,18 +195,30 @@ def kind(tokenizer, reply: list[int]) -> str:
     return named.group(1) if named else "text"
 
 
+def contested(kinds: list[tuple[str, str]]) -> list[bool]:
+    """Of pairs as (kind of the better reply, kind of the worse one): whether these two kinds are better now one, now the other, so that only the state tells."""
+    orders = Counter(kinds)
+    return [better != worse and min(orders[better, worse], orders[worse, better]) >= 0.2 * (orders[better, worse] + orders[worse, better]) for better, worse in kinds]
+
+
+def often(tokenizer, judged: list[Judged], share: float) -> list[Judged]:
+    """The conversations, with those repeated that hold a contested pair, until they are about `share` of all; any that no pair is contested in comes once.
+
+    Where the same two replies are better now one, now the other, only the state of the world tells; seen as rarely as they come, such pairs are
+    learned last, and a reward model that is right nine times in ten is then wrong in just these.
+    """
+    pairs = [(i, (kind(tokenizer, one.reply(better)), kind(tokenizer, one.reply(worse)))) for i, one in enumerate(judged) for better, worse, _ in one.pairs]
+    hold = {i for (i, _), either_way in zip(pairs, contested([kinds for _, kinds in pairs]), strict=True) if either_way}
+    times = max(1, round(share / (1 - share) * (len(judged) - len(hold)) / max(1, len(hold))))
+    return [one for i, one in enumerate(judged) for _ in range(times if i in hold else 1)]
+
+
 def same_words(tokenizer, pairs: list[Pair]) -> list[int]:
     """Pairs where only the state of the world tells which is better: the words are the same but for numbers, or the same two
     kinds of reply (a tool and another, a tool and a text) are better now one, now the other."""
     kinds = [tuple(kind(tokenizer, said) for said in p.said) for p in pairs]
-    orders = Counter(kinds)
-    found = []
-    for i, (better, worse) in enumerate(kinds):
-        both = orders[better, worse], orders[worse, better]
-        texts = [wording(tokenizer, said) for said in pairs[i].said]
-        if texts[0] == texts[1] or (better != worse and min(both) >= 0.2 * sum(both)):
-            found.append(i)
-    return found
+    texts = [[wording(tokenizer, said) for said in p.said] for p in pairs]
+    return [i for i, either_way in enumerate(contested(kinds)) if either_way or texts[i][0] == texts[i][1]]
 
 
 def words(replies: list[list[int]]) -> torch.Tensor:

@@ -139,25 +139,28 @@ def prompt_ids(tokenizer, messages: list[Message], max_tokens: int, room: int) -
     return made if len(made) <= max_tokens - room else ids(truncate(plain, max_tokens - room, lambda m: len(ids(m))))
 
 
-def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
-    """Conversations with the pack's customers in the wordings of training, all in step: replies, tool calls and what they return, until the customer is done."""
+def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed: int, drawn: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
+    """Conversations with the pack's customers in the wordings of training, all in step: replies, tool calls and what they return, until the customer is done.
+
+    `seed` and a number make a customer, always the same; `drawn` is the seed of what is said to them.
+    """
     episodes = [Episode(talk=draw_talk(pack, number, "seen", seed)) for number in numbers]
     for turn in range(max_replies):
         running = [e for e in episodes if not e.talk.is_over]
         if not running:
             break
         prompts = [prompt_ids(tokenizer, e.talk.messages, max_tokens, room) for e in running]
-        for episode, made in zip(running, generate(prompts, hash((seed, numbers[0], turn))), strict=True):
+        for episode, made in zip(running, generate(prompts, hash((drawn, turn))), strict=True):
             episode.turns.append(made)
             episode.talk.take(parse_reply(tokenizer.decode(made.reply, skip_special_tokens=True)))
     return episodes
 
 
-def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[int], seed: int, max_tokens: int, room: int) -> list[Episode]:
-    """Single replies to prompts of the archive, for who has no world to talk in; `numbers` say which draw of a seed."""
-    drawn = [random.Random(f"{seed}-{number}").choice(rows) for number in numbers]
-    prompts = [prompt_ids(tokenizer, row["prompt"], max_tokens, room) for row in drawn]
-    return [Episode([turn]) for turn in generate(prompts, hash((seed, numbers[0])))]
+def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[int], seed: int, drawn: int, max_tokens: int, room: int) -> list[Episode]:
+    """Single replies to prompts of the archive, for who has no world to talk in; `numbers` say which prompts of a seed, `drawn` seeds the replies."""
+    chosen = [random.Random(f"{seed}-{number}").choice(rows) for number in numbers]
+    prompts = [prompt_ids(tokenizer, row["prompt"], max_tokens, room) for row in chosen]
+    return [Episode([turn]) for turn in generate(prompts, drawn)]
 
 
 def kl_from_sft(config, tokenizer, folder: Path) -> float:
@@ -167,7 +170,7 @@ def kl_from_sft(config, tokenizer, folder: Path) -> float:
     model = OneBase(config, tokenizer)
     model.add("policy", folder)
     model.add("sft", require(config, "sft", "this stage") / "adapter")
-    episodes = answer(Local(model, "policy", config.model.max_new_tokens), tokenizer, rows[:PROBES], list(range(PROBES)), config.seed, config.model.max_tokens, room)
+    episodes = answer(Local(model, "policy", config.model.max_new_tokens), tokenizer, rows[:PROBES], list(range(PROBES)), config.seed, config.seed, config.model.max_tokens, room)
     packed = [episode.tree() for episode in episodes]
     likely = [torch.cat(model.log_likelihoods(name, [tree for tree, _ in packed], [replies for _, replies in packed])) for name in ("policy", "sft")]
     return float((likely[0] - likely[1]).mean())

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from training.labelled import LossOfLabelled
-from training.models import in_batches_of_like_length, load_base, load_tokenizer, lora_config, sequences, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_base, load_tokenizer, lora_config, save_trained, sequences, train, trainer_arguments
 
 
 class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
@@ -45,6 +45,8 @@ def run(config) -> None:
             metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full", config.sft.full_trainer)
         model = get_peft_model(load_base(config), lora_config(config.sft.lora))
         metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter", {})
+        if not out.is_main:
+            return
         write_json(out / "metrics.json", {**metrics, "replies": len(rows["train"]), "sequences": len(tokens["train"][0]), "dropped_too_long": dropped})
         beside = f", all weights {metrics['full']['validation_loss']:.3f}" if "full" in metrics else ""
         out.summary(f"{len(rows['train'])} replies in {len(tokens['train'][0])} sequences → validation loss {metrics['lora']['validation_loss']:.3f}{beside}; "
@@ -64,10 +66,10 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
     trainer = trainer_of(config, model, tokenizer, datasets, folder, changes)
     curve = train(trainer, folder)
     loss = trainer.evaluate()["eval_loss"] if datasets["validation"] else float("nan")
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_trained(trainer, folder)
     metrics = {"train_loss": curve[-1]["loss"], "validation_loss": loss, "steps": trainer.state.global_step}
-    write_json(done, metrics)
+    if trainer.is_world_process_zero():
+        write_json(done, metrics)
     return metrics
 
 
@@ -81,5 +83,5 @@ def trainer_of(config, model, tokenizer, datasets: dict, folder: Path, changes) 
         rng = random.Random(config.seed)
         order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.per_device_train_batch_size, rng)
         datasets = {**datasets, "train": Dataset.from_list(order)}
-    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
+    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu and arguments.world_size == 1 else SFTTrainer
     return trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
