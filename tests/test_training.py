@@ -242,8 +242,8 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
 
 @pytest.mark.slow
 def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(toy):
-    """What `hardware.launcher` starts: torchrun over sft, dpo and ppo, each folder whole, learned, and with nothing pickled in it."""
-    from training.pipeline import BY_NAME, record_config
+    """What `hardware.launcher` starts: torchrun over sft and ppo, each folder whole, learned, and with nothing pickled in it."""
+    from training.pipeline import BY_NAME, STAGES, record_config
 
     config = toy_config(Path(toy.run_dir).with_name("together"))
     config.fingerprint = {"seed": 0}
@@ -251,7 +251,8 @@ def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(toy):
     for stage in ("prepare", "pretrain", "reward"):
         (Path(config.run_dir) / stage).symlink_to(stage_dir(toy, stage))
     config.sft.trainer.max_steps, config.sft.trainer.learning_rate, config.hardware.threads = 6, 1e-2, 1
-    for number, name in enumerate(("sft", "dpo", "ppo")):
+    config.ppo.start = "sft"
+    for number, name in enumerate(stage.name for stage in STAGES if stage.parallel):
         settings = record_config(config, BY_NAME[name], {"seed": 0})
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={29631 + number}", "-m", "training.pipeline", "--stage", name, str(settings)]
         made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -261,9 +262,8 @@ def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(toy):
         assert not folder.with_name(f"{name}.partial").exists()
         assert not list(folder.rglob("*.bin")), "a pickle is not for handing on"
         assert (folder / "adapter/adapter_model.safetensors").is_file()
-    curve = json.loads((stage_dir(config, "sft") / "adapter/curve.json").read_text())
-    assert curve[-1]["loss"] < curve[0]["loss"]
-    assert all(not torch.equal(a, weights(stage_dir(config, "sft") / "adapter")[name]) for name, a in weights(stage_dir(config, "dpo") / "adapter").items() if "lora_B" in name)
+    assert all(float(value.abs().max()) > 0 for name, value in weights(stage_dir(config, "sft") / "adapter").items() if "lora_B" in name)
+    assert any(not torch.equal(a, weights(stage_dir(config, "sft") / "adapter")[name]) for name, a in weights(stage_dir(config, "ppo") / "adapter").items() if "lora_B" in name)
 
 
 

@@ -70,8 +70,6 @@ def run(config) -> None:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
-        if not out.is_main:
-            return
         held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}

@@ -12,13 +12,13 @@ from training.models import count_tokens
 from training.trees import Tree
 
 
-def leaf(tokenizer, prompt: list[Message], reply: Message, max_tokens: int) -> tuple[list[int], int] | None:
+def leaf(tokenizer, prompt: list[Message], reply: Message, max_tokens: int, asked: int | None = None) -> tuple[list[int], int] | None:
     """(a conversation up to a reply as token ids, the reply's end token last; how many of them are the reply's), cut as in serving.
 
-    None where the reply alone is too long.
+    None where the reply alone is too long. `asked`: the prompt's tokens, where they have been counted.
     """
     ids = _to_the_end(tokenizer, [*prompt, reply])
-    length = len(ids) - len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"])
+    length = len(ids) - (count_tokens(tokenizer, prompt, add_generation_prompt=True) if asked is None else asked)
     if len(ids) > max_tokens:
         ids = _to_the_end(tokenizer, truncate([*prompt, reply], max_tokens, lambda m: count_tokens(tokenizer, m)))
     return (ids, length) if len(ids) <= max_tokens else None

@@ -57,8 +57,6 @@ def run(config) -> None:
         trainer = KTOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
-        if not out.is_main:
-            return
         metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
         out.summary(f"{good} good and {len(rows) - good} bad replies → loss {curve[-1]['loss']:.3f}, {metrics['kl']:.2f} nats a reply from sft; {dropped} too long", **metrics)

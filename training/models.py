@@ -17,7 +17,7 @@ import torch
 import transformers
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from data_prep.artifacts import ROOT, StageError, require, stage_dir
@@ -102,8 +102,8 @@ def lora_config(settings) -> LoraConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> int:
-    return len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+def count_tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **template) -> int:
+    return len(tokenizer.apply_chat_template(messages, return_dict=True, **template)["input_ids"])
 
 
 def conversations_of(rows: Iterable[dict]) -> Iterator[tuple[list[dict], set[int]]]:
@@ -273,8 +273,9 @@ def train(trainer, output_dir: Path) -> list[dict]:
     """Train, or go on from the last checkpoint; write the curve to `curve.json` and return it."""
     checkpoints = output_dir / "checkpoints"
     trainer.add_callback(StopOnNan())
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar())
+    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Bar())
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():

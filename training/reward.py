@@ -35,7 +35,7 @@ from data_prep.conversation import Message, read_jsonl, write_json
 from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, leaf, load_rewards
-from training.models import load_sft, load_tokenizer, quieten, train, trainer_arguments
+from training.models import count_tokens, load_sft, load_tokenizer, quieten, train, trainer_arguments
 from training.reward_gate import Judged, judge, often, wording
 from training.trees import collate, grow
 
@@ -92,13 +92,20 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
         sequences: dict[tuple[int, ...], int] = {}
         lengths: list[int] = []
 
-        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths) -> int | None:
-            made = leaf(tokenizer, prompt, reply, config.model.max_tokens)
-            if made is None:
-                return None
-            if tuple(made[0]) not in sequences:
-                lengths.append(made[1])
-            return sequences.setdefault(tuple(made[0]), len(sequences))
+        places: dict[tuple[str, str], int | None] = {}            # a reply is judged several times, and its prompt has several replies: each becomes tokens once
+        counts: dict[str, int] = {}
+
+        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths, places=places, counts=counts) -> int | None:
+            asked = json.dumps(prompt)
+            key = asked, json.dumps(reply)
+            if key not in places:
+                if asked not in counts:
+                    counts[asked] = count_tokens(tokenizer, prompt, add_generation_prompt=True)
+                made = leaf(tokenizer, prompt, reply, config.model.max_tokens, counts[asked])
+                if made is not None and tuple(made[0]) not in sequences:
+                    lengths.append(made[1])
+                places[key] = None if made is None else sequences.setdefault(tuple(made[0]), len(sequences))
+            return places[key]
 
         both = [(place(row["prompt"], row["chosen"][0]), place(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
         one = [(place(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
