@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.shapes import made_from, shown
+from benchmarks.shapes import link, made_from, shown
 from data_prep.artifacts import StageError, recorded_config, require, stage_dir
 from data_prep.company.pack import load_pack
 from data_prep.conversation import Message, write_json
@@ -74,10 +74,7 @@ def otherwise(config, folder: Path, stage, needs: tuple[str, ...], **changes):
     changed, name = config.copy(), stage.__name__.split(".")[-1]
     OmegaConf.set_struct(changed, False)
     changed.run_dir, changed.fingerprint, changed[name] = str(folder), {"gain": folder.name}, {**changed[name], **changes}
-    folder.mkdir(parents=True, exist_ok=True)
-    for need in needs:
-        if stage_dir(config, need).is_dir() and not (folder / need).exists():
-            (folder / need).symlink_to(stage_dir(config, need).resolve())
+    link(Path(config.run_dir), folder, *needs)
     if not (stage_dir(changed, name) / "manifest.json").is_file():
         stage.run(changed)
     return changed
@@ -154,8 +151,7 @@ def main(arguments: list[str]) -> dict:
     top.run_dir = str(folder)
     where["ceiling"] = top, "ceiling"
     ceiling(config, tokenizer, folder)
-    if config.model.from_scratch and not (folder / "pretrain").exists():
-        (folder / "pretrain").symlink_to(stage_dir(config, "pretrain").resolve())
+    link(run_dir, folder, "pretrain")
     outcomes = measured(config, tokenizer, where, conversations, n)
     lines, figures = table(outcomes, n)
     made = (f"{datetime.date.today()}, {conversations} simulated conversations a candidate with unseen wordings, one training (seed {config.seed}), intervals over customers: "

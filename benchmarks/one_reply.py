@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from benchmarks.shapes import made_from, shown
+from benchmarks.shapes import link, made_from, shown
 from data_prep import prepare
 from data_prep.artifacts import recorded_config, require, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
+from data_prep.statistics import drawn_groups
 from training import reward, sft
 from training.ensemble import load_rewards, rewards
 from training.models import load_tokenizer, quieten
-from training.reward_gate import calibration_error, chances, pairs_of
+from training.reward_gate import Judged, calibration_error, chances, gaps, pairs_of
 
 
 def cut(config, source: Path) -> dict[str, int]:
@@ -38,19 +39,12 @@ def cut(config, source: Path) -> dict[str, int]:
     return {"feedback": len(feedback), "kept": len(kept), "ratings": sum(row["kind"] == "rating" for row in kept)}
 
 
-def apart(config, tokenizer, held_out: list) -> np.ndarray:
+def judged_by(config, tokenizer, held_out: list[Judged]) -> np.ndarray:
     """By how much each held-out pair's preferred reply is above the other one, in the reward of a run's ensemble."""
     source = stage_dir(config, "reward")
     model, calibration = load_rewards(config, tokenizer, source), json.loads((source / "calibration.json").read_text())
     scores = rewards(model, calibration, [one.tree for one in held_out], [one.replies() for one in held_out]).numpy()
-    first = np.cumsum([0, *(len(one.lengths) for one in held_out)])
-    return np.array([scores[first[pair.better[0]] + pair.better[1]] - scores[first[pair.worse[0]] + pair.worse[1]] for pair in pairs_of(held_out)])
-
-
-def draws(groups: list[int], count: int = 1000) -> list[np.ndarray]:
-    """Places of the items of as many groups as there are, drawn anew, so many times."""
-    rng, places = np.random.default_rng(0), [np.flatnonzero(np.array(groups) == group) for group in sorted(set(groups))]
-    return [np.concatenate([places[k] for k in rng.integers(0, len(places), len(places))]) for _ in range(count)]
+    return gaps(scores, held_out, [(pair.better, pair.worse) for pair in pairs_of(held_out)])
 
 
 def main(arguments: list[str]) -> dict:
@@ -65,9 +59,7 @@ def main(arguments: list[str]) -> dict:
     alone = config.copy()
     OmegaConf.set_struct(alone, False)
     alone.run_dir, alone.fingerprint, alone.reward.sources = str(folder), {"benchmark": "one_reply"}, ["ratings"]
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.model.from_scratch and not (folder / "pretrain").exists():
-        (folder / "pretrain").symlink_to(stage_dir(config, "pretrain").resolve())
+    link(run_dir, folder, "pretrain")
     alone.anonymise.signoff = "waived"          # who has read the archive has read this part of it
     for stage in (prepare, sft, reward):
         name = stage.__name__.split(".")[-1]
@@ -76,9 +68,9 @@ def main(arguments: list[str]) -> dict:
                 cut(alone, require(config, "anonymise", "the benchmark"))
             stage.run(alone)
     held_out = [one for split in ("validation", "test") for one in reward.read(config, tokenizer, split)[0]]
-    found = {"pairs and ratings": apart(config, tokenizer, held_out), "one reply a prompt, ratings alone": apart(alone, tokenizer, held_out)}
+    found = {"pairs and ratings": judged_by(config, tokenizer, held_out), "one reply a prompt, ratings alone": judged_by(alone, tokenizer, held_out)}
     right = {name: (each > 0).astype(float) for name, each in found.items()}
-    n, drawn = len(right["pairs and ratings"]), draws([pair.better[0] for pair in pairs_of(held_out)])
+    n, drawn = len(right["pairs and ratings"]), drawn_groups([pair.better[0] for pair in pairs_of(held_out)])
 
     def interval(values: np.ndarray) -> str:
         low, high = np.quantile([values[chosen].mean() for chosen in drawn], [0.025, 0.975])

@@ -16,7 +16,6 @@ import datetime
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,9 +23,9 @@ from statistics import mean
 
 import torch
 
-from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, sizes, tokenizer_of, wait
+from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, side, sizes, tokenizer_of, wait
 from conf.load import load_config
-from data_prep.artifacts import ROOT, recorded_config, require, stage_dir
+from data_prep.artifacts import recorded_config, require, stage_dir
 from data_prep.conversation import read_jsonl, write_json
 from data_prep.statistics import paired_difference
 from training import ppo
@@ -78,7 +77,7 @@ def ours(spec: dict) -> dict:
         found["rollout"].append(drawn - started)
         found["update"].append(ended - scored)
         found["step"].append(ended - started)
-    model.save("policy", Path(spec["save"]))
+    model.save("policy", Path(spec["folder"]) / "policy")
     found["peak"] = peak_bytes(spec["device"])
     if spec["device"] == "cuda":
         decoder, head = sizes(model.base)
@@ -112,18 +111,6 @@ def configuration(spec: dict):
 # ---------------------------------------------------------------------------------------------------------------------
 # Both sides
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def side(python: str, arguments: list[str], spec: dict, folder: Path) -> dict:
-    """One side's run in a process of its own; its log lies in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "spec.json", {**spec, "save": str(folder / "policy")})
-    command = [python, "-m", *arguments, str(folder / "spec.json"), str(folder / "result.json")]
-    with (folder / "log.txt").open("w") as log:
-        made = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if made.returncode:
-        raise SystemExit(f"{' '.join(arguments)} stopped with exit status {made.returncode}: see {folder / 'log.txt'}")
-    return json.loads((folder / "result.json").read_text())
 
 
 def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[str, dict]:

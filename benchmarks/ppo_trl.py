@@ -61,7 +61,7 @@ def main(spec: dict) -> dict:
 
     reward = Learned(spec["run_dir"], spec["overrides"]) if spec["run_dir"] else classifier()
     steps, batch = len(spec["prompts"]), len(spec["prompts"][0])
-    arguments = PPOConfig(output_dir=str(Path(spec["save"]) / "trl"), per_device_train_batch_size=spec["micro"], gradient_accumulation_steps=batch // spec["micro"], num_mini_batches=spec["minibatches"],
+    arguments = PPOConfig(output_dir=str(Path(spec["folder"]) / "trl"), per_device_train_batch_size=spec["micro"], gradient_accumulation_steps=batch // spec["micro"], num_mini_batches=spec["minibatches"],
                           num_ppo_epochs=spec["epochs"], total_episodes=steps * batch, response_length=spec["reply_tokens"], stop_token="eos", missing_eos_penalty=1.0, temperature=1.0, kl_coef=0.05,
                           learning_rate=spec["learning_rate"], lr_scheduler_type="constant", num_sample_generations=0, report_to="none", save_strategy="no", logging_steps=1, seed=spec["seed"],
                           use_cpu=spec["device"] == "cpu", bf16=spec["device"] == "cuda", gradient_checkpointing=spec["checkpointing"], dataloader_num_workers=0)
@@ -82,7 +82,7 @@ def main(spec: dict) -> dict:
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
     ends = [start for start, _ in drawn[1:]] + [time.perf_counter()]
-    trainer.model.policy.save_pretrained(spec["save"])
+    trainer.model.policy.save_pretrained(Path(spec["folder"]) / "policy")
     peak = torch.cuda.max_memory_allocated() if spec["device"] == "cuda" else peak_memory()
     return {"rollout": [b - a for a, b in drawn], "step": [end - start for (start, _), end in zip(drawn, ends, strict=True)], "peak": peak}
 

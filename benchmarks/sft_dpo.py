@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -27,8 +26,8 @@ from peft import get_peft_model
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, sizes, wait
-from data_prep.artifacts import ROOT, recorded_config, stage_dir, stage_output
+from benchmarks.shapes import LORA, ceiling, link, made_from, peak_bytes, random_adapter, random_base, shown, side, sizes, wait
+from data_prep.artifacts import recorded_config, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from training import dpo, sft
 from training.models import IGNORE, load_base, load_sft, load_tokenizer, lora_config, plain, preference_rows, quieten, sequences, trainer_arguments
@@ -116,17 +115,7 @@ def dpo_trainer(config, tokenizer, spec: dict, folder: Path, fixed: dict):
         return dpo.trainer_of(config, tokenizer, rows, folder)
     arguments = trainer_arguments(config, "dpo", folder, DPOConfig, {}, learning_rate=1e-4, max_length=config.model.max_tokens,
                                   precompute_ref_log_probs=spec["way"] == "TRL, reference cached", **fixed)
-    return DPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]), processing_class=tokenizer)
-
-
-def side(spec: dict, folder: Path) -> dict:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "spec.json", {**spec, "folder": str(folder)})
-    with (folder / "log.txt").open("w") as log:
-        made = subprocess.run([sys.executable, "-m", "benchmarks.sft_dpo", "one", str(folder / "spec.json"), str(folder / "result.json")], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
-    if made.returncode:
-        raise SystemExit(f"{spec['what']}, {spec['way']} stopped with exit status {made.returncode}: see {folder / 'log.txt'}")
-    return json.loads((folder / "result.json").read_text())
+    return DPOTrainer(load_sft(config), args=arguments, train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]), processing_class=tokenizer)
 
 
 def histogram(lengths: list[int], width: int = 50) -> list[str]:
@@ -158,7 +147,7 @@ def main(arguments: list[str]) -> dict:
     for number in range(repeats):
         for what, way in ((what, way) for what, ways in WAYS.items() for way in ways):
             rows = max(1, round(of_a_batch / mean_row)) if way == "TRL, a row a reply" else batch
-            runs[what, way].append(side({**spec, "what": what, "way": way, "batch": rows, "batch_tokens": of_a_batch}, work / f"{what} {way} {number}".replace(",", "").replace(" ", "_")))
+            runs[what, way].append(side(sys.executable, ["benchmarks.sft_dpo", "one"], {**spec, "what": what, "way": way, "batch": rows, "batch_tokens": of_a_batch}, work / f"{what} {way} {number}".replace(",", "").replace(" ", "_")))
     for (what, way), made in runs.items():
         made.sort(key=lambda each: each[SPEED[what]])
         results[what][way] = {**made[len(made) // 2], "range": [made[0][SPEED[what]], made[-1][SPEED[what]]]}
@@ -176,10 +165,7 @@ def on_random_weights(config, shape: str, device: str, work: Path, overrides: li
     gpu = device == "cuda"
     overrides = [*overrides, f"run_dir={folder}", "model.from_scratch=false", f"model.name={base}", f"model.dtype={'bfloat16' if gpu else 'float32'}", f"sft.lora.r={LORA.r}", f"hardware.trainer.use_cpu={not gpu}",
                  f"hardware.trainer.bf16={gpu}", f"hardware.trainer.gradient_checkpointing={gpu}"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config", "prepare"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to((Path(config.run_dir) / name).resolve())
+    link(Path(config.run_dir), folder, "config", "prepare")
     own = recorded_config(folder, "dpo", overrides)
     own.fingerprint = {"benchmark": "sft_dpo"}
     if not stage_dir(own, "sft").is_dir():

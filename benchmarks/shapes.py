@@ -1,7 +1,10 @@
-"""What the training benchmarks share: random models of a given shape, what this machine can do at most, and what a process took."""
+"""What the training benchmarks share: random models of a given shape, runs that go on from another one, what this machine can do at most, and what a process took."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data_prep.artifacts import ROOT, hash_value, peak_memory, read_manifest, stage_dir
+from data_prep.conversation import write_json
 from training.adapters import HEAD, Head
 from training.pretrain import build_tokenizer
 
@@ -67,6 +71,26 @@ def shown(module: str, arguments: list[str]) -> str:
 def made_from(config, stages: tuple[str, ...], overrides: list[str]) -> str:
     """A short name for what some stages of a run left and the values that go with it: what was trained from other things is not taken for it."""
     return hash_value([[(read_manifest(stage_dir(config, stage)) or {}).get("outputs") for stage in stages], overrides])[:10]
+
+
+def link(run_dir: Path, folder: Path, *stages: str) -> None:
+    """A run's folder of its own that goes on from another run's stages, as far as that one has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if (run_dir / stage).is_dir() and not (folder / stage).exists():
+            (folder / stage).symlink_to((run_dir / stage).resolve())
+
+
+def side(python: str, arguments: list[str], spec: dict, folder: Path) -> dict:
+    """One side of a comparison in a process of its own, `python -m <arguments> spec.json result.json`; its log lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "spec.json", {**spec, "folder": str(folder)})
+    command = [python, "-m", *arguments, str(folder / "spec.json"), str(folder / "result.json")]
+    with (folder / "log.txt").open("w") as log:
+        made = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if made.returncode:
+        raise SystemExit(f"{' '.join(arguments)} stopped with exit status {made.returncode}: see {folder / 'log.txt'}")
+    return json.loads((folder / "result.json").read_text())
 
 
 def ceiling(device: str, dtype: torch.dtype, width: int = 8192, rounds: int = 40) -> float:

@@ -10,7 +10,6 @@ that draw whole groups of dialogues anew.
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import itertools
 import json
@@ -25,6 +24,7 @@ import torch
 from conf.load import load_config
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import Message, tool_call, write_json, write_jsonl
+from data_prep.statistics import drawn_groups
 from training import pretrain, reward, sft
 from training.ensemble import leaf, load_rewards, rewards
 from training.models import load_tokenizer, quieten
@@ -35,7 +35,6 @@ HERE = Path(__file__).parent
 SETS = {"TM-3": "TM-3-2020", "TM-4": "TM-4-2024"}
 TEST = 0.3
 RESULT = 300             # characters of an API's answer that are kept
-DRAWS = 1000
 SMALL = ["company=null", "data=jsonl", "data.conversations=none", "reward.sources=[ratings]", "pretrain.topic_drills=0", "pretrain.drills=3200", "pretrain.conversations=4800",
          "sft.trainer.num_train_epochs=1", "reward.trainer.max_steps=200", "reward.gate.spoiled=0.0"]
 
@@ -129,16 +128,9 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def compared(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, groups: list[str]) -> dict:
     """Both AUCs and their difference, with 95 % intervals from drawing groups anew (the same draws for both)."""
-    members = collections.defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
-    rng, names = np.random.default_rng(0), list(members)
-    drawn = []
-    for _ in range(DRAWS):
-        chosen = np.array([place for k in rng.integers(0, len(names), len(names)) for place in members[names[k]]])
-        drawn.append((auc(ours[chosen], labels[chosen]), auc(theirs[chosen], labels[chosen])))
-    drawn = np.array([pair for pair in drawn if not np.isnan(pair).any()])
-    found = {"n": len(labels), "good": float(labels.mean()), "groups": len(names)}
+    drawn = np.array([(auc(ours[chosen], labels[chosen]), auc(theirs[chosen], labels[chosen])) for chosen in drawn_groups(groups)])
+    drawn = drawn[~np.isnan(drawn).any(1)]
+    found = {"n": len(labels), "good": float(labels.mean()), "groups": len(set(groups))}
     for name, value, draws in (("ours", auc(ours, labels), drawn[:, 0]), ("n-grams", auc(theirs, labels), drawn[:, 1]), ("difference", auc(ours, labels) - auc(theirs, labels), drawn[:, 0] - drawn[:, 1])):
         found[name] = {"value": value, "low": float(np.quantile(draws, 0.025)), "high": float(np.quantile(draws, 0.975))}
     return found

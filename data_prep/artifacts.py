@@ -194,12 +194,21 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def process_rank() -> int:
+    """This process's number among those that train a stage together, as torchrun and accelerate set it; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def process_count() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 class StageOutput(os.PathLike):
     """The folder a stage writes into, and the one line it says at the end."""
 
     def __init__(self, path: Path):
         self.path, self.line, self.facts = path, "", {}
-        self.is_main = int(os.environ.get("RANK", 0)) == 0        # of several processes that train together, the one that writes
+        self.is_main = process_rank() == 0        # of several processes that train together, the one that writes
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -234,7 +243,7 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     partial = final.with_name(final.name + ".partial")
     fingerprint = OmegaConf.to_container(config.fingerprint)
     mark = partial / "fingerprint.json"
-    rank, others = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) - 1
+    rank, others = process_rank(), process_count() - 1
     if rank > 0:
         _wait(lambda: json.loads(mark.read_text()) == fingerprint)
         yield StageOutput(partial)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -23,6 +24,18 @@ def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tupl
     rng, n = random.Random(seed), len(values)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
     return means[int(0.025 * draws)], means[int(0.975 * draws)]
+
+
+def drawn_groups(groups: Sequence[Hashable], draws: int = 1000, seed: int = 0) -> list[list[int]]:
+    """Places of the items of as many groups as there are, drawn anew, so many times: a cluster bootstrap, for items of one group are no independent ones.
+
+    `groups` is the group of each item.
+    """
+    members, rng = defaultdict(list), random.Random(seed)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+    every = list(members.values())
+    return [[place for some in rng.choices(every, k=len(every)) for place in some] for _ in range(draws)]
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:

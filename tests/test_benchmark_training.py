@@ -18,6 +18,7 @@ from benchmarks import gain, one_reply, ppo, sft_dpo, share
 from benchmarks.shapes import random_base, shown, sizes
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_jsonl
+from data_prep.statistics import drawn_groups
 from tests.toys import random_adapter, toy_run
 from training.models import load_base
 from training.rollouts import Episode, Turn
@@ -94,14 +95,14 @@ def test_the_true_reward_tells_a_lost_conversation_from_a_won_one():
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_whole_groups_are_drawn(groups):
-    for chosen in one_reply.draws(groups, 5):
+    for chosen in drawn_groups(groups, 5):
         drawn = Counter(groups[place] for place in chosen)
         assert all(count % groups.count(group) == 0 for group, count in drawn.items())
 
 
 def test_our_side_of_ppo_moves_the_policy_and_times_its_steps(tmp_path):
     base = random_base("toy", tmp_path / "toy", "cpu")
-    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "threads": 1, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "save": str(tmp_path / "policy"),
+    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "threads": 1, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "folder": str(tmp_path),
             "prompts": [[[100 + k, 101, 102] for k in range(4)]] * 2}
     found = ppo.ours(spec)
     assert len(found["step"]) == len(found["rollout"]) == 2

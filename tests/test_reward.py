@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.conversation import write_json, write_jsonl
-from tests.toys import toy_run
+from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.models import load_tokenizer
+from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, check, deal, learn, ordered_logit, read
 from training.reward_gate import (
     Judged,
@@ -158,6 +161,33 @@ def test_members_that_learn_side_by_side_are_those_that_learn_one_after_another(
     assert curves[0] == curves[1]
     for k in range(2):
         assert (tmp_path / f"after/{k}/probe.json").read_text() == (tmp_path / f"beside/{k}/probe.json").read_text()
+
+
+def test_a_reward_model_starts_from_what_sft_learned_and_leaves_the_base_as_it_was(run, tmp_path):
+    """Its LoRA once had another rank, and the weights that found no place were passed over in silence."""
+    judged, _ = read(run, load_tokenizer(run), "train")
+    stays, base = run.copy(), load_base(run)
+    stays.reward.trainer.max_steps, stays.reward.trainer.learning_rate = 1, 0.0
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    learn(stays, judged, tmp_path / "member", 0, base=base)
+    sft, mine = (load_file(folder / "adapter_model.safetensors") for folder in (stage_dir(run, "sft") / "adapter", tmp_path / "member"))
+    assert sft.keys() == mine.keys()
+    assert all(torch.equal(sft[name], mine[name]) for name in sft)
+    assert base.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [{"sft.lora.r": 8}, {"sft.lora.target_modules": ["q_proj"]}])
+def test_an_adapter_whose_weights_are_others_than_its_configuration_says_is_refused(run, tmp_path, other):
+    """The configuration of one, the weights of another: PEFT leaves what is missing as it was drawn, and says so in a warning alone."""
+    strange, base = run.copy(), load_base(run)
+    for key, value in other.items():
+        OmegaConf.update(strange, key, value)
+    random_adapter(base, strange, tmp_path / "other")
+    shutil.copytree(stage_dir(run, "sft") / "adapter", tmp_path / "sft")
+    shutil.copy(tmp_path / "other/adapter_model.safetensors", tmp_path / "sft")
+    with pytest.raises(StageError, match="was made for another base model than this run's"):
+        put_adapter(base, "default", tmp_path / "sft")
 
 
 KINDS = st.sampled_from(["refund", "block", "text"])
@@ -339,7 +369,6 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():
     judged = [Judged(grow([[k, 1], [k, 2]]), [1, 1], spoiled=[(0, 1, "cut short")]) for k in range(10, 210)]
-    first = np.arange(0, 400, 2)
-    assert spoiled_check(np.tile([1.0, 0.0], 200), first, judged, 0.9)["passed"]
-    assert not spoiled_check(np.tile([1.0, 0.0, 0.0, 1.0], 100), first, judged, 0.9)["passed"]
-    assert spoiled_check(np.zeros(0), first, [], 0.9)["passed"] is None
+    assert spoiled_check(np.tile([1.0, 0.0], 200), judged, 0.9)["passed"]
+    assert not spoiled_check(np.tile([1.0, 0.0, 0.0, 1.0], 100), judged, 0.9)["passed"]
+    assert spoiled_check(np.zeros(0), [], 0.9)["passed"] is None

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
-from data_prep.artifacts import StageError
-from training.models import load_base
+from training.models import load_base, put_adapter
 from training.trees import Tree, collate, in_batches
 
 HEAD = "head.safetensors"
@@ -74,23 +72,8 @@ class OneBase:
         self.heads: dict[str, Head] = {}
 
     def add(self, name: str, folder: Path) -> None:
-        """Load an adapter, and its head where it has one.
-
-        Raises: StageError where the adapter was made for another base: a weight is missing, left over, or has another shape.
-        """
-        lora = LoraConfig.from_pretrained(folder)
-        lora.task_type, lora.modules_to_save, lora.inference_mode, lora.lora_dropout = "CAUSAL_LM", None, False, 0.0
-        weights = load_peft_weights(str(folder), device=str(self.device))
-        if self.model is None:
-            self.model = get_peft_model(self.base, lora, adapter_name=name)
-        else:
-            self.model.add_adapter(name, lora)
-        own = {key.replace(f".{name}.", "."): weight for key, weight in self.model.named_parameters() if f".{name}." in key}
-        strange = sorted(set(own) ^ set(weights)) or [key for key in own if own[key].shape != weights[key].shape]
-        if strange:
-            raise StageError(f"{folder} was made for another base model than this run's ({strange[0]} does not fit): train it again on this one")
-        set_peft_model_state_dict(self.model, weights, adapter_name=name)
-        self.model.eval()
+        """Load an adapter, and its head where it has one. Raises: StageError where it was made for another base."""
+        self.model = put_adapter(self.model or self.base, name, folder, lora_dropout=0.0).eval()
         if (folder / HEAD).is_file():
             self.heads[name] = Head(self.base.config.hidden_size).to(self.device)
             self.heads[name].load_state_dict(load_file(folder / HEAD))

@@ -23,7 +23,7 @@ from training.adapters import OneBase
 from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
 from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
-from training.reward_gate import contested
+from training.reward_gate import contested, kind
 from training.rollouts import kl_from_sft
 from training.trees import grow
 
@@ -93,7 +93,7 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
     dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order])
     if config.hardware.trainer.use_cpu:
         trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
-    return OffsetDPOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    return OffsetDPOTrainer(load_sft(config), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
 def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:
@@ -117,15 +117,12 @@ def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]
     order = [place for places in by_conversation.values() for place in places]
     margin = {place: likely[2 * k] - likely[2 * k + 1] for k, place in enumerate(order)}
     hard = sorted(margin, key=margin.get)[: most // 2]
-    either_way = contested([(kind_of(row["chosen"][0]), kind_of(row["rejected"][0])) for row in rows])
+    said = [kind(tokenizer, [tree.ids[place] for place in places]) for tree, mine in zip(trees, replies, strict=True) for places in mine]
+    kinds = dict(zip(order, zip(said[::2], said[1::2], strict=True), strict=True))
+    either_way = contested([kinds[place] for place in range(len(rows))])
     others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), len(margin) - len(hard))
     others.sort(key=lambda place: not either_way[place])
     return [rows[place] for place in sorted([*hard, *others[: most - len(hard)]])]
-
-
-def kind_of(reply: dict) -> str:
-    """A reply's tool, or "text"."""
-    return reply["tool_calls"][0]["function"]["name"] if reply.get("tool_calls") else "text"
 
 
 def offset_of(gap: float, scale: float) -> float:

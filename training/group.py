@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.distributed
+
+from data_prep.artifacts import process_count, process_rank
 
 
 class Group:
     """The processes that train together; one alone is a group too."""
 
     def __init__(self):
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.rank = int(os.environ.get("RANK", 0))
+        self.size, self.rank = process_count(), process_rank()
         if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 

@@ -54,7 +54,7 @@ def run(config) -> None:
         dataset = Dataset.from_list([{key: row[key] for key in ("prompt", "completion", "label")} for row in order])
         if config.hardware.trainer.use_cpu:
             trl.trainer.kto_trainer.add_fused_lm_head = add_head_of_labelled
-        trainer = KTOTrainer(load_sft(config, is_trainable=True), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+        trainer = KTOTrainer(load_sft(config), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
         metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}

@@ -16,11 +16,12 @@ import datasets
 import torch
 import transformers
 from omegaconf import OmegaConf
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
-from data_prep.artifacts import ROOT, StageError, require, stage_dir
+from data_prep.artifacts import ROOT, StageError, process_rank, require, stage_dir
 from data_prep.conversation import read_jsonl, truncate, write_json
 
 IGNORE = -100          # the label of a token that is not learned
@@ -77,9 +78,29 @@ def _from_pretrained(cls, path: str, **kwargs):
                          "give the path of a downloaded folder") from None
 
 
-def load_sft(config, *, is_trainable: bool) -> PeftModel:
-    """The base under the SFT adapter, named "default" as TRL's DPO wants it."""
-    return PeftModel.from_pretrained(load_base(config), require(config, "sft", "this stage") / "adapter", is_trainable=is_trainable)
+def put_adapter(model, name: str, folder: Path, **lora) -> PeftModel:
+    """A base, or one that has adapters already, with the adapter saved in `folder`; `lora` changes values of its configuration.
+
+    Raises: StageError where it was made for another base: a weight is missing, left over, or has another shape.
+    """
+    settings, weights = LoraConfig.from_pretrained(folder), load_peft_weights(str(folder), device=str(model.device))
+    for key, value in {"task_type": "CAUSAL_LM", "modules_to_save": None, "inference_mode": False, **lora}.items():
+        setattr(settings, key, value)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, settings)
+    else:
+        model = get_peft_model(model, settings, adapter_name=name)
+    own = {key.replace(f".{name}.", "."): weight for key, weight in model.named_parameters() if f".{name}." in key}
+    strange = sorted(set(own) ^ set(weights)) or [key for key in own if own[key].shape != weights[key].shape]
+    if strange:
+        raise StageError(f"{folder} was made for another base model than this run's ({strange[0]} does not fit): train it again on this one")
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    return model
+
+
+def load_sft(config, base=None) -> PeftModel:
+    """The base under the SFT adapter, to be trained further; named "default", as TRL's DPO wants it."""
+    return put_adapter(base or load_base(config), "default", require(config, "sft", "this stage") / "adapter")
 
 
 def load_candidate(config, name: str):
@@ -88,7 +109,7 @@ def load_candidate(config, name: str):
         return load_base(config)
     if name == "sft_full":
         return _from_pretrained(AutoModelForCausalLM, str(stage_dir(config, "sft") / "full"), dtype=getattr(torch, config.model.dtype))
-    return PeftModel.from_pretrained(load_base(config), stage_dir(config, name) / "adapter").merge_and_unload()
+    return put_adapter(load_base(config), "default", stage_dir(config, name) / "adapter").merge_and_unload()
 
 
 def lora_config(settings) -> LoraConfig:
@@ -264,7 +285,7 @@ def last_checkpoint(checkpoints: Path, written_last: str = "trainer_state.json")
             json.loads((folder / written_last).read_text())
             whole.append(folder)
         except (OSError, ValueError):
-            if int(os.environ.get("RANK", 0)) == 0:
+            if process_rank() == 0:
                 shutil.rmtree(folder)
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 

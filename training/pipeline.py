@@ -26,7 +26,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from conf.load import ConfigError, load_config
-from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, read_manifest, stage_dir, take_lock, versions
+from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, process_rank, read_manifest, stage_dir, take_lock, versions
 from data_prep.company.pack import PackError, load_pack
 from data_prep.signoff import read_signoff, review_folder
 
@@ -182,7 +182,7 @@ def run_stage(name: str, settings: str) -> None:
 
         quieten(config)
     with contextlib.ExitStack() as said_once:
-        if int(os.environ.get("RANK", 0)) > 0:
+        if process_rank() > 0:
             said_once.enter_context(contextlib.redirect_stdout(said_once.enter_context(open(os.devnull, "w"))))
         module.run(config)
 

@@ -35,7 +35,7 @@ from data_prep.conversation import Message, read_jsonl, write_json
 from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, leaf, load_rewards
-from training.models import count_tokens, load_sft, load_tokenizer, quieten, train, trainer_arguments
+from training.models import count_tokens, load_base, load_sft, load_tokenizer, quieten, train, trainer_arguments
 from training.reward_gate import Judged, judge, often, wording
 from training.trees import collate, grow
 
@@ -264,7 +264,8 @@ def learn_all(config, parts: list[list[Judged]], folders: list[Path]) -> list[li
     several = min(config.hardware.threads or 1, len(parts)) if config.hardware.trainer.use_cpu else 1
     jobs = [(config, part, folder, config.seed + k, k % several > 0) for k, (part, folder) in enumerate(zip(parts, folders, strict=True))]
     if several == 1:
-        return [learn(*job) for job in jobs]
+        base = load_base(config)
+        return [learn(*job, base) for job in jobs]
     with ProcessPoolExecutor(several, mp_context=multiprocessing.get_context("spawn"), initializer=alone, initargs=(config,)) as workers:
         return list(workers.map(learn, *zip(*jobs, strict=True)))
 
@@ -276,11 +277,11 @@ def alone(config) -> None:
     threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
 
-def learn(config, judged: list[Judged], folder: Path, seed: int, silent: bool = False) -> list[dict]:
-    """Train one reward model and save it with its head; a finished one is not trained again. Returns its curve."""
+def learn(config, judged: list[Judged], folder: Path, seed: int, silent: bool = False, base: torch.nn.Module | None = None) -> list[dict]:
+    """Train one reward model and save it with its head; a finished one is not trained again. A `base` that is given is left as it came. Returns its curve."""
     if (folder / "probe.json").is_file():
         return json.loads((folder / "curve.json").read_text())
-    tokenizer, model = load_tokenizer(config), RewardModel(load_sft(config, is_trainable=True))
+    tokenizer, model = load_tokenizer(config), RewardModel(load_sft(config, base))
     arguments = trainer_arguments(config, "reward", folder, TrainingArguments, **({"disable_tqdm": True} if silent else {}), remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
     trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
                             data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)
@@ -290,6 +291,7 @@ def learn(config, judged: list[Judged], folder: Path, seed: int, silent: bool = 
     with torch.no_grad():
         probe = trainer._prepare_inputs(batch(judged[:PROBES], tokenizer.pad_token_id))
         write_json(folder / "probe.json", model.eval()(probe["tokens"], probe["ends"], probe["said"])[0].tolist())
+    model.network.unload()
     return curve
 
 

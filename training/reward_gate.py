@@ -80,6 +80,12 @@ def pairs_of(judged: list[Judged]) -> list[Pair]:
     return found
 
 
+def gaps(reward: np.ndarray, judged: list[Judged], pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> np.ndarray:
+    """By how much the first reply's reward is above the second one's, of pairs given by conversation and leaf; `reward` holds all leaves', flat."""
+    first = np.cumsum([0, *(len(one.lengths) for one in judged)])
+    return np.array([reward[first[i] + better] - reward[first[j] + worse] for (i, better), (j, worse) in pairs])
+
+
 def judge(model: OneBase, held_out: list[Judged], train: list[Judged], settings) -> dict:
     """Everything the gate asks: {"calibration", "gate", "metrics", "line"}."""
     trees, replies = [one.tree for one in held_out], [one.replies() for one in held_out]
@@ -89,15 +95,14 @@ def judge(model: OneBase, held_out: list[Judged], train: list[Judged], settings)
     spread = {name: {"mean": float(each.mean()), "std": float(each.std()) or 1.0} for name, each in scores.items()}
     calibration = {"members": [spread[name] for name in members(model)], "held_out": spread["held_out"], "spread_penalty": settings.spread_penalty}
     reward = combined(torch.stack([scores[name] for name in members(model)]), calibration).numpy()
-    first = np.cumsum([0, *(len(tree.leaves) for tree in trees)])
     pairs = pairs_of(held_out)
-    apart = np.array([reward[first[p.better[0]] + p.better[1]] - reward[first[p.worse[0]] + p.worse[1]] for p in pairs])
+    apart = gaps(reward, held_out, [(pair.better, pair.worse) for pair in pairs])
     if not len(pairs):
         return {"calibration": calibration, "gate": {"passed": False, "checks": [], "why": "no two held-out replies to compare"}, "metrics": {}, "line": "no held-out pair"}
     calibration["temperature"] = temperature(apart)
     checks = [accuracy_check(apart, settings.gate.accuracy), calibration_check(apart, settings.gate.ece), length_check(apart, pairs, settings.gate.length_correlation),
               state_check(model.tokenizer, apart, pairs, pairs_of(train), settings.gate.state_over_words),
-              spoiled_check(reward, first, held_out, settings.gate.spoiled), invariance_check(model, held_out[:PROBED])]
+              spoiled_check(reward, held_out, settings.gate.spoiled), invariance_check(model, held_out[:PROBED])]
     metrics = {"accuracy_by_gap": by_gap(apart, pairs), "accuracy_by_rater": by_rater(apart, pairs), "across_tickets": pairs[0].better[0] != pairs[0].worse[0],
                **{check["name"]: {key: check[key] for key in ("value", "low", "high", "n")} for check in checks}}
     failed = [check for check in checks if check["passed"] is False]
@@ -172,10 +177,10 @@ def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:
     return check("length_correlation", value, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS)], len(pairs), f"at most {most} either way", abs(value) <= most)
 
 
-def spoiled_check(reward: np.ndarray, first: np.ndarray, judged: list[Judged], least: float) -> dict:
+def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dict:
     """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, cut short, spliced."""
     ways = np.array([way for one in judged for _, _, way in one.spoiled])
-    apart = np.array([reward[first[i] + better] - reward[first[i] + worse] for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
+    apart = gaps(reward, judged, [((i, better), (i, worse)) for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
     if not len(apart):
         return check("spoiled", 0.0, None, None, 0, f"at least {least}, not judged: no good reply", None)
     low, high = wilson(int(right(apart).sum()), len(apart))
