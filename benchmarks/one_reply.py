@@ -24,8 +24,9 @@ from data_prep.conversation import read_jsonl, write_json, write_jsonl
 from data_prep.statistics import drawn_groups
 from training import reward, sft
 from training.ensemble import load_rewards, rewards
+from training.judgements import Judged, read
 from training.models import load_tokenizer, quieten
-from training.reward_gate import Judged, calibration_error, chances, gaps, pairs_of
+from training.reward_gate import calibration_error, chances, gaps, pairs_of
 
 
 def cut(config, source: Path) -> dict[str, int]:
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> dict:
             if name == "prepare":
                 cut(alone, require(config, "anonymise", "the benchmark"))
             stage.run(alone)
-    held_out = [one for split in ("validation", "test") for one in reward.read(config, tokenizer, split)[0]]
+    held_out = [one for split in ("validation", "test") for one in read(config, tokenizer, split)[0]]
     found = {"pairs and ratings": judged_by(config, tokenizer, held_out), "one reply a prompt, ratings alone": judged_by(alone, tokenizer, held_out)}
     right = {name: (each > 0).astype(float) for name, each in found.items()}
     n, drawn = len(right["pairs and ratings"]), drawn_groups([pair.better[0] for pair in pairs_of(held_out)])

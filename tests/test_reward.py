@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
-from data_prep.conversation import write_json, write_jsonl
+from data_prep.conversation import tool_call, write_json, write_jsonl
 from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
+from training.judgements import WAYS, Judged, answered, check, deal, read, spoil
 from training.models import load_base, load_tokenizer, put_adapter
-from training.reward import batch, check, deal, learn, ordered_logit, read
+from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
-    Judged,
     Pair,
     accuracy_check,
     bag_of_words,
@@ -344,17 +344,19 @@ def test_batch_padding_and_order_do_not_matter(run):
 
 def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     tokenizer = load_tokenizer(run)
-    texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23")
+    texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23", "it is paid", "it is sent")
     ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
-    def one(prompt: int, *said: str) -> tuple[list[tuple[int, ...]], Judged]:
-        return [(prompt + k, *ids[text]) for k, text in enumerate(said)], Judged(grow([]), [len(ids[text]) for text in said], ratings=[(k, 5, 0.0) for k in range(len(said))])
+    def one(language: str, topic: str, prompt: int, *said: str) -> tuple[list[tuple[str, str]], list[tuple[int, ...]], Judged]:
+        return ([(language, "user")] * len(said), [(prompt + k, *ids[text]) for k, text in enumerate(said)],
+                Judged(grow([]), [len(ids[text]) for text in said], ratings=[(k, 5, 0.0) for k in range(len(said))], topic=topic))
 
-    ways = set()
+    ways, concerns = set(), 0
     for seed in range(40):
-        found = [("de", *one(5, "ja, das geht", "nein, das nicht")), ("en", *one(8, "yes, of course", "no, I am sorry")), ("fi", *one(11, "order 17")), ("fi", *one(14, "order 23"))]
+        found = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
+                 one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent")]
         before = [list(sequences) for _, sequences, _ in found]
-        for sequences, judged in zip(before, reward.spoil(tokenizer, found, random.Random(seed)), strict=True):
+        for sequences, judged in zip(before, spoil(tokenizer, found, random.Random(seed)), strict=True):
             for right, wrong, way in judged.spoiled:
                 ways.add(way)
                 assert judged.tree.ids[judged.tree.leaves[wrong][0]] == sequences[right][0], "the prompt stays"
@@ -362,9 +364,17 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
                 assert made != good
                 if way == "cut short":
                     assert good.startswith(made.removesuffix("<|im_end|>"))
-                if way == "another conversation" and good.startswith("order"):
-                    raise AssertionError("another number is no other wording")
-    assert ways == set(reward.WAYS)
+                if way == "another concern":
+                    assert {good.removesuffix("<|im_end|>"), made.removesuffix("<|im_end|>")} in ({"it is paid", "it is sent"}, {"ja, das geht", "nein, das nicht"}, {"yes, of course", "no, I am sorry"})
+                    concerns += 1
+                assert way != "another concern" or not good.startswith("order"), "another number is no other wording"
+    assert ways == set(WAYS)
+    assert concerns > 20
+
+
+def test_what_a_reply_answers_is_a_customer_or_a_tool():
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {})]}, {"role": "tool", "content": "{}"}]
+    assert [answered(said[:1]), answered(said), answered([*said, {"role": "user", "content": "b"}])] == ["user", "get_order", "user"]
 
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():

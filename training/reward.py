@@ -14,14 +14,12 @@ A conversation is one tree (training/trees.py): its history is read once for all
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import random
 import threading
-from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,17 +28,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from data_prep.artifacts import StageError, require, stage_output
-from data_prep.conversation import Message, read_jsonl, write_json
+from data_prep.artifacts import StageError, stage_output
+from data_prep.conversation import write_json
 from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
-from training.ensemble import adapter_name, leaf, load_rewards
-from training.models import count_tokens, load_base, load_sft, load_tokenizer, quieten, train, trainer_arguments
-from training.reward_gate import Judged, judge, often, wording
-from training.trees import collate, grow
+from training.ensemble import adapter_name, load_rewards
+from training.judgements import STARS, Judged, check, deal, read
+from training.models import load_base, load_sft, load_tokenizer, quieten, train, trainer_arguments
+from training.reward_gate import judge, often
+from training.trees import collate
 
-STARS = 5
-SPOILED = 4          # spoiled replies among a conversation's leaves
 SPOILT = 3.0         # stars by which a reply is better than itself spoiled
 LEARNED = "learned.safetensors"
 PROBES = 8          # conversations that a saved model must score as the trained one did
@@ -68,108 +65,6 @@ def run(config) -> None:
         metrics = {"pairs": count[0], "ratings": count[1], "dropped_too_long": dropped, "loss": [curve[-1]["loss"] for curve in curves], **found["metrics"]}
         write_json(out / "metrics.json", metrics)
         out.summary(f"{count[0]} pairs and {count[1]} ratings → {found['line']}; {dropped} too long", **metrics)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Judgements → trees
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
-    """What was judged in a split, a tree a conversation, and how many judgements were dropped because their reply is too long.
-
-    An agent's thumb counts as the most or the fewest stars. Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
-    """
-    folder, sources, dropped = require(config, "prepare", "reward"), config.reward.sources, 0
-    pairs, ratings = defaultdict(list), defaultdict(list)
-    for _, row in read_jsonl(folder / f"preferences/{split}.jsonl"):
-        pairs[row["conversation_id"]].append(row)
-    for _, row in read_jsonl(folder / f"unpaired/{split}.jsonl"):
-        if row["by"] == "agent":
-            ratings[row["conversation_id"]].append(row if "rating" in row else {**row, "rating": STARS if row["label"] else 1, "offset": 0.0})
-    found = []
-    for name in dict.fromkeys([*pairs, *ratings]):
-        sequences: dict[tuple[int, ...], int] = {}
-        lengths: list[int] = []
-
-        places: dict[tuple[str, str], int | None] = {}            # a reply is judged several times, and its prompt has several replies: each becomes tokens once
-        counts: dict[str, int] = {}
-
-        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths, places=places, counts=counts) -> int | None:
-            asked = json.dumps(prompt)
-            key = asked, json.dumps(reply)
-            if key not in places:
-                if asked not in counts:
-                    counts[asked] = count_tokens(tokenizer, prompt, add_generation_prompt=True)
-                made = leaf(tokenizer, prompt, reply, config.model.max_tokens, counts[asked])
-                if made is not None and tuple(made[0]) not in sequences:
-                    lengths.append(made[1])
-                places[key] = None if made is None else sequences.setdefault(tuple(made[0]), len(sequences))
-            return places[key]
-
-        both = [(place(row["prompt"], row["chosen"][0]), place(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
-        one = [(place(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
-        kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
-        rated = [(at, row) for at, row in one if at is not None]
-        dropped += len(both) - len(kept) + len(one) - len(rated)
-        if kept or rated:
-            locale = next(row["locale"] for row in [*pairs[name], *ratings[name]])
-            found.append((locale, list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
-                                                          [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
-    return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
-
-
-def spoil(tokenizer, found: list[tuple[str, list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
-    """Grow each conversation's tree, with some of its good replies spoiled among the leaves.
-
-    Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
-    everybody, for goodbyes had never been rated badly, and another to look an order up twice.
-    """
-    pool = defaultdict(list)
-    for locale, sequences, one in found:
-        pool[locale] += [sequences[at][-one.lengths[at]:] for at in sorted(one.good())]
-    anywhere = [reply for replies in pool.values() for reply in replies]
-    for locale, sequences, one in found:
-        good = sorted(one.good())
-        own = [sequences[at][-one.lengths[at]:] for at in good]
-        for at in rng.sample(good, min(SPOILED, len(good))):
-            right, name = sequences[at][-one.lengths[at]:], rng.choice(list(WAYS))
-            wrong = WAYS[name](right, own, pool[locale], anywhere, rng)
-            if wording(tokenizer, wrong) != wording(tokenizer, right):
-                one.spoiled.append((at, len(sequences), name))
-                sequences.append((*sequences[at][:-one.lengths[at]], *wrong))
-                one.lengths.append(len(wrong))
-        one.tree = grow(sequences)
-    return [one for _, _, one in found]
-
-
-def cut_short(right, own, pool, anywhere, rng):
-    return (*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1])
-
-
-def spliced(right, own, pool, anywhere, rng):
-    other = rng.choice(anywhere)
-    return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
-
-
-# A reply that was right at another turn of the conversation, or in another one; one that breaks off; one that goes on as another.
-WAYS = {"another turn": lambda right, own, pool, anywhere, rng: rng.choice(own), "another conversation": lambda right, own, pool, anywhere, rng: rng.choice(pool),
-        "another language": lambda right, own, pool, anywhere, rng: rng.choice(anywhere), "cut short": cut_short, "spliced": spliced}
-
-
-def check(judged: list[Judged]) -> None:
-    """Raises: StageError where nothing can be learned, with what to collect."""
-    if not any(j.pairs or j.ratings for j in judged):
-        raise StageError("there is neither a preference pair nor an agent's rating: collect ratings of replies (1 to 5), or edits, or ratings of two drafts for one prompt (see the README, Your own data)")
-    stars = {stars for j in judged for _, stars, _ in j.ratings}
-    if not any(j.pairs for j in judged) and len(stars) < 2:
-        raise StageError(f"all ratings are {stars.pop()}: nothing tells good replies from bad ones; collect ratings that differ, or edits")
-
-
-def deal(judged: list[Judged], parts: int) -> list[list[Judged]]:
-    """The conversations in equal parts that share none, always the same way."""
-    ordered = sorted(judged, key=lambda j: hashlib.sha256(repr(j.tree.ids).encode()).digest())
-    return [ordered[k::parts] for k in range(parts)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,40 +15,14 @@ import torch
 from data_prep.statistics import paired_difference, wilson
 from training.adapters import OneBase
 from training.ensemble import combined, members
-from training.trees import Tree, grow
+from training.judgements import Judged, wording
+from training.trees import grow
 
 BINS = 10
 FEWEST = 2000            # pairs for a calibration error that means something
 PROBED = 64              # conversations on which batch, padding and order must not matter
-GOOD = 4                 # corrected stars from which on a reply is one to go on writing
 WORDS = 2048             # columns of the bag of words; tokens are hashed into them
 DRAWS = 400
-_number = re.compile(r"\d+")
-
-
-@dataclass
-class Judged:
-    """One conversation: its replies as a tree, and what was said of them. Leaves are numbered as in the tree."""
-
-    tree: Tree
-    lengths: list[int]                                                      # tokens of each leaf's reply
-    pairs: list[tuple[int, int, float]] = field(default_factory=list)       # better, worse, gap in corrected stars
-    ratings: list[tuple[int, int, float]] = field(default_factory=list)     # leaf, stars, what rater and ticket add to them
-    raters: list[list[list[str]]] = field(default_factory=list)             # of each pair: who rated the better one, who the worse one
-    topic: str = ""
-    spoiled: list[tuple[int, int, str]] = field(default_factory=list)       # a good reply, a spoiled one in its place, and how it was spoiled
-
-    def good(self) -> set[int]:
-        """The leaves that are fit to be said: better ones of pairs, and those of four corrected stars or more."""
-        return {better for better, _, _ in self.pairs} | {at for at, stars, offset in self.ratings if stars - offset >= GOOD}
-
-    def replies(self) -> list[list[int]]:
-        """The places of each leaf's reply in the tree."""
-        return [path[-length:] for path, length in zip(self.tree.leaves, self.lengths, strict=True)]
-
-    def reply(self, leaf: int) -> list[int]:
-        """The tokens of a leaf's reply."""
-        return [self.tree.ids[place] for place in self.tree.leaves[leaf][-self.lengths[leaf]:]]
 
 
 @dataclass
@@ -186,11 +159,6 @@ def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dic
     low, high = wilson(int(right(apart).sum()), len(apart))
     return check("spoiled", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least) | {
         "by_way": {str(way): {"value": float(right(apart[ways == way]).mean()), "n": int((ways == way).sum())} for way in sorted(set(ways))}}
-
-
-def wording(tokenizer, reply: Sequence[int]) -> str:
-    """A reply as text, its numbers left open."""
-    return _number.sub("#", tokenizer.decode(reply))
 
 
 def kind(tokenizer, reply: list[int]) -> str:

@@ -1,0 +1,161 @@
+"""What was judged of a conversation's replies, as trees: pairs, single ratings, and good replies beside spoiled ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from data_prep.artifacts import StageError, require
+from data_prep.conversation import Message, read_jsonl
+from training.ensemble import leaf
+from training.models import count_tokens
+from training.trees import Tree, grow
+
+STARS = 5
+GOOD = 4             # corrected stars from which on a reply is one to go on writing
+SPOILED = 4          # spoiled replies among a conversation's leaves
+TRIED = 8            # replies of other conversations among which one about something else is looked for
+Place = tuple[str, str]                        # a language, and what is answered there: a customer, or which tool
+Said = tuple[str, tuple[int, ...]]             # a conversation's topic, and a reply in it
+_number = re.compile(r"\d+")
+
+
+@dataclass
+class Judged:
+    """One conversation: its replies as a tree, and what was said of them. Leaves are numbered as in the tree."""
+
+    tree: Tree
+    lengths: list[int]                                                      # tokens of each leaf's reply
+    pairs: list[tuple[int, int, float]] = field(default_factory=list)       # better, worse, gap in corrected stars
+    ratings: list[tuple[int, int, float]] = field(default_factory=list)     # leaf, stars, what rater and ticket add to them
+    raters: list[list[list[str]]] = field(default_factory=list)             # of each pair: who rated the better one, who the worse one
+    topic: str = ""
+    spoiled: list[tuple[int, int, str]] = field(default_factory=list)       # a good reply, a spoiled one in its place, and how it was spoiled
+
+    def good(self) -> set[int]:
+        """The leaves that are fit to be said: better ones of pairs, and those of four corrected stars or more."""
+        return {better for better, _, _ in self.pairs} | {at for at, stars, offset in self.ratings if stars - offset >= GOOD}
+
+    def replies(self) -> list[list[int]]:
+        """The places of each leaf's reply in the tree."""
+        return [path[-length:] for path, length in zip(self.tree.leaves, self.lengths, strict=True)]
+
+    def reply(self, leaf: int) -> list[int]:
+        """The tokens of a leaf's reply."""
+        return [self.tree.ids[place] for place in self.tree.leaves[leaf][-self.lengths[leaf]:]]
+
+
+def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
+    """What was judged in a split, a tree a conversation, and how many judgements were dropped because their reply is too long.
+
+    An agent's thumb counts as the most or the fewest stars. Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
+    """
+    folder, sources, dropped = require(config, "prepare", "reward"), config.reward.sources, 0
+    pairs, ratings = defaultdict(list), defaultdict(list)
+    for _, row in read_jsonl(folder / f"preferences/{split}.jsonl"):
+        pairs[row["conversation_id"]].append(row)
+    for _, row in read_jsonl(folder / f"unpaired/{split}.jsonl"):
+        if row["by"] == "agent":
+            ratings[row["conversation_id"]].append(row if "rating" in row else {**row, "rating": STARS if row["label"] else 1, "offset": 0.0})
+    found = []
+    for name in dict.fromkeys([*pairs, *ratings]):
+        sequences: dict[tuple[int, ...], int] = {}
+        lengths: list[int] = []
+        answers: list[str] = []
+        places: dict[tuple[str, str], int | None] = {}            # a reply is judged several times, and its prompt has several replies: each becomes tokens once
+        counts: dict[str, int] = {}
+
+        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths, answers=answers, places=places, counts=counts) -> int | None:
+            asked = json.dumps(prompt)
+            key = asked, json.dumps(reply)
+            if key not in places:
+                if asked not in counts:
+                    counts[asked] = count_tokens(tokenizer, prompt, add_generation_prompt=True)
+                made = leaf(tokenizer, prompt, reply, config.model.max_tokens, counts[asked])
+                if made is not None and tuple(made[0]) not in sequences:
+                    lengths.append(made[1])
+                    answers.append(answered(prompt))
+                places[key] = None if made is None else sequences.setdefault(tuple(made[0]), len(sequences))
+            return places[key]
+
+        both = [(place(row["prompt"], row["chosen"][0]), place(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
+        one = [(place(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
+        kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
+        rated = [(at, row) for at, row in one if at is not None]
+        dropped += len(both) - len(kept) + len(one) - len(rated)
+        if kept or rated:
+            locale = next(row["locale"] for row in [*pairs[name], *ratings[name]])
+            found.append(([(locale, what) for what in answers], list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                                                          [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
+    return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
+
+
+def answered(prompt: list[Message]) -> str:
+    """What the reply to a prompt is an answer to: a customer, or a tool, by its name."""
+    called = next((message["tool_calls"] for message in reversed(prompt) if message.get("tool_calls")), None)
+    return called[-1]["function"]["name"] if called and prompt[-1]["role"] == "tool" else prompt[-1]["role"]
+
+
+def spoil(tokenizer, found: list[tuple[list[Place], list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
+    """Grow each conversation's tree, with some of its good replies spoiled among the leaves. `found` holds of each the places of its sequences, these, and what was judged.
+
+    Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
+    everybody, for goodbyes had never been rated badly, another to look an order up twice, and one to confirm a new address where it had moved a payment.
+    """
+    pool: dict[Place, list[Said]] = defaultdict(list)
+    for places, sequences, one in found:
+        for at in sorted(one.good()):
+            pool[places[at]].append((one.topic, sequences[at][-one.lengths[at]:]))
+    anywhere = [reply for said in pool.values() for _, reply in said]
+    for places, sequences, one in found:
+        good = sorted(one.good())
+        own = [sequences[at][-one.lengths[at]:] for at in good]
+        for at in rng.sample(good, min(SPOILED, len(good))):
+            right, name = sequences[at][-one.lengths[at]:], rng.choice(list(WAYS))
+            others = [reply for topic, reply in rng.sample(pool[places[at]], min(TRIED, len(pool[places[at]]))) if not one.topic or topic != one.topic]
+            wrong = WAYS[name](right, own, others, anywhere, rng)
+            if wording(tokenizer, wrong) != wording(tokenizer, right):
+                one.spoiled.append((at, len(sequences), name))
+                sequences.append((*sequences[at][:-one.lengths[at]], *wrong))
+                one.lengths.append(len(wrong))
+        one.tree = grow(sequences)
+    return [one for _, _, one in found]
+
+
+def cut_short(right, own, others, anywhere, rng):
+    return (*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1])
+
+
+def spliced(right, own, others, anywhere, rng):
+    other = rng.choice(anywhere)
+    return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
+
+
+# A reply that was right at another turn of the conversation; at such a place of a conversation about something else; in any other one; one that breaks off; one that goes on as another.
+WAYS = {"another turn": lambda right, own, others, anywhere, rng: rng.choice(own), "another concern": lambda right, own, others, anywhere, rng: rng.choice(others or own),
+        "another language": lambda right, own, others, anywhere, rng: rng.choice(anywhere), "cut short": cut_short, "spliced": spliced}
+
+
+def check(judged: list[Judged]) -> None:
+    """Raises: StageError where nothing can be learned, with what to collect."""
+    if not any(j.pairs or j.ratings for j in judged):
+        raise StageError("there is neither a preference pair nor an agent's rating: collect ratings of replies (1 to 5), or edits, or ratings of two drafts for one prompt (see the README, Your own data)")
+    stars = {stars for j in judged for _, stars, _ in j.ratings}
+    if not any(j.pairs for j in judged) and len(stars) < 2:
+        raise StageError(f"all ratings are {stars.pop()}: nothing tells good replies from bad ones; collect ratings that differ, or edits")
+
+
+def deal(judged: list[Judged], parts: int) -> list[list[Judged]]:
+    """The conversations in equal parts that share none, always the same way."""
+    ordered = sorted(judged, key=lambda j: hashlib.sha256(repr(j.tree.ids).encode()).digest())
+    return [ordered[k::parts] for k in range(parts)]
+
+
+def wording(tokenizer, reply: Sequence[int]) -> str:
+    """A reply as text, its numbers left open."""
+    return _number.sub("#", tokenizer.decode(reply))
