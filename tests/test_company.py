@@ -12,7 +12,7 @@ import yaml
 
 from conf.load import FOLDER
 from data_prep.company.customers import Customer
-from data_prep.company.generate import archive, converse
+from data_prep.company.generate import QUALITY, archive, converse
 from data_prep.company.pack import PackError, evaluate, load_pack, say
 from data_prep.company.world import draw_world, run_tool_calls
 from data_prep.conversation import Conversation, Feedback, tool_call
@@ -129,6 +129,28 @@ def test_wrong_habits_are_the_majority_in_some_scenarios_and_right_ones_in_most(
         shares[scenario["name"]] = wrong / 200
     assert sum(s > 0.5 for s in shares.values()) in (3, 4, 5), shares
     assert sum(s < 0.4 for s in shares.values()) >= 12, shares
+
+
+def test_who_takes_a_concern_for_another_one_puts_it_right_when_told(pack):
+    """Nothing comes of it but a wrong answer, what was found out is not asked for again, and a colleague's draft reads the concern rightly."""
+    rng, told, corrected = random.Random(4), 0, 0
+    for scenario in pack.scenarios * 20:
+        world = draw_world(pack, scenario, "en", "seen", rng)
+        _, truth, customer = converse(world, {"style": "kind", "habits": {}, "id": "x", "misreads": 1.0}, rng, 1.0)
+        assert world.succeeded(), scenario["name"]
+        assert not world.violations
+        topics = [arguments["topic"] for name, arguments in world.calls if name == "set_topic"]
+        assert len(world.calls) == len({(name, *arguments.items()) for name, arguments in world.calls}), "nothing is done twice"
+        assert customer.asked_again == 0
+        if len(topics) == 2:
+            told += 1
+            assert (topics[0] != world.slot("topic"), topics[1]) == (True, world.slot("topic"))
+            first = next(note for note in truth if note["act"] == "call set_topic" and "draft_id" not in note)
+            assert first["quality"] == QUALITY["wrong", "kind"]
+            drafts = {note["quality"] for note in truth if note["message_index"] == first["message_index"] and note["act"] == "call set_topic" and "draft_id" in note}
+            corrected += bool(drafts & {1.0, 0.75})
+    assert told > len(pack.scenarios) * 10
+    assert corrected > told / 2
 
 
 def test_raters_differ_and_customers_mark_a_correct_no_down(pack):

@@ -13,6 +13,7 @@ import datetime
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from data_prep.artifacts import stage_output
 from data_prep.company.customers import Customer
 from data_prep.company.pack import Pack, load_pack, say
-from data_prep.company.world import World, draw_world, run_tool_calls, system_message
+from data_prep.company.world import World, could_be, draw_world, run_tool_calls, system_message
 from data_prep.conversation import tool_call, write_jsonl
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -46,6 +47,9 @@ class ScriptedAgent:
                 self._swap(key, swapped)
         if "loops" in self.habits:
             self._ask_twice()
+        self.taken_for, self.misread = world, 0
+        if rng.random() < profile.get("misreads", 0.0):
+            self._misread()
         self.at = 0
 
     def _swap(self, key: str, swapped: list) -> None:
@@ -59,6 +63,26 @@ class ScriptedAgent:
         if place is not None:
             self.steps.insert(place + 1, (self.steps[place][0], "wrong"))
 
+    def _misread(self) -> None:
+        """Takes the case for one with another concern, which could be true of this order too, and answers that; once the customer has said so,
+        what is left of the right steps follows.
+
+        Only what the right steps do as well is done on the way, so that nothing comes of it but a wrong answer.
+        """
+        mine, order = self.world.scenario, self.world.state["order"]
+        before = {s["name"]: s["steps"][:next((i for i, (verb, _) in enumerate(s["steps"]) if verb == "say"), 0)] for s in self.world.pack.scenarios}
+        others = [s for s in self.world.pack.scenarios if s["intent"] != mine["intent"] and before[s["name"]] and all(step in mine["steps"] for step in before[s["name"]])
+                  and all(could_be(order[key], drawn_from) for key, drawn_from in s["order"].items())]
+        if not others:
+            return
+        other = self.rng.choice(others)
+        common = before[other["name"]]
+        self.taken_for = replace(self.world, scenario=other, state={**self.world.state, "scenario": {"intent": other["intent"]}})
+        done = [step for step in common if step[0] == "ask" or tool_arguments(self.world, step[1]) == tool_arguments(self.taken_for, step[1])]
+        wrong = [(step, "right" if step in done else "wrong") for step in other["steps"][:len(common) + 1]]
+        self.steps = [*wrong, *((step, rightness) for step, rightness in self.steps if step not in done)]
+        self.misread = len(wrong)
+
     def next(self, customer: Customer) -> tuple[dict, dict, list[dict]] | None:
         """The next message, the truth about it, and colleagues' drafts of the same message; None when done."""
         while self.at < len(self.steps) and self._is_needless(self.steps[self.at], customer):
@@ -66,7 +90,7 @@ class ScriptedAgent:
         if self.at == len(self.steps):
             return None
         (step, rightness), self.at = self.steps[self.at], self.at + 1
-        message = self._message(step, self.style, self.rng)
+        message = self._message(step, self.style, self.rng, self.taken_for if self.at <= self.misread else self.world)
         truth = {"act": " ".join(step), "quality": QUALITY[rightness, self.style]}
         return message, truth, self._drafts(step, rightness, message, customer)
 
@@ -102,7 +126,9 @@ class ScriptedAgent:
         return made
 
     def _instead_of(self, step: tuple) -> tuple | None:
-        """The scenario's own step, where this one is a habit's; after a question asked twice what comes next."""
+        """The scenario's own step, where this one is a habit's; a call made for the wrong case, made for the right one; after a question asked twice what comes next."""
+        if step[0] == "call" and step in self.world.scenario["steps"]:
+            return step
         after = self.steps[self.at][0] if step[0] == "ask" and self.at < len(self.steps) else None
         return next((tuple(key.split(" ", 1)) for swaps in self.world.scenario["habits"].values() for key, steps in swaps.items() if step == steps[0]), after)
 
@@ -120,9 +146,8 @@ class ScriptedAgent:
         others = [other for other in alike if other != step]
         return self.colleague.choice(others) if others else None
 
-    def _message(self, step: tuple[str, str], style: str, rng: random.Random) -> dict:
-        verb, thing = step
-        world = self.world
+    def _message(self, step: tuple[str, str], style: str, rng: random.Random, world: World | None = None) -> dict:
+        (verb, thing), world = step, world or self.world
         phrases = world.pack.phrases[world.language]
         if verb == "call":
             return {"role": "assistant", "content": "", "tool_calls": [tool_call(thing, tool_arguments(world, thing))]}
