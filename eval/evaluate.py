@@ -29,6 +29,7 @@ from eval.simulator import draw_talks, simulate
 from serve.engine import Sampling
 from serve.engine.embedded import Embedded
 from training.models import load_candidate, load_tokenizer
+from training.workers import side_by_side
 
 MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
 MAX_BEGUN = 100         # training replies whose beginning is given away, per candidate
@@ -38,40 +39,42 @@ EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: ki
 def run(config) -> None:
     settings = config.evaluate
     candidates = [name for name in settings.candidates if exists(config, name)]
-    tokenizer = load_tokenizer(config)
-    pack = load_pack(config.company) if config.company else None
-    prepared = require(config, "prepare", "evaluate")
-    rows = [row for _, row in read_jsonl(prepared / "sft/test.jsonl")][:MAX_HELD_OUT]
-    canaries = [canary for _, canary in read_jsonl(prepared / "canaries.jsonl")]
-    known = {sentence_of(row) for row in trained_on(prepared)}
-    begun = beginnings(lambda: trained_on(prepared), MAX_BEGUN, settings.seed)
-    scorecard, outcomes = {}, {}
+    require(config, "prepare", "evaluate")
     with stage_output(config, "evaluate") as out:
-        for name in candidates:
-            engine = Embedded(load_candidate(config, name), tokenizer, config.model.max_tokens)
-            sampling = Sampling(max_tokens=config.model.max_new_tokens)
-            outcomes[name] = {}
-            for split, count in (("unseen", settings.conversations), ("seen", settings.seen_conversations)):
-                if pack is None:
-                    continue
-                talks = draw_talks(pack, count, split, settings.seed)
-                outcomes[name][split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
-                write_jsonl(out / f"talks/{name}-{split}.jsonl", outcomes[name][split])
-            written = write_replies(engine, rows, sampling, settings.batch_size)
-            replies = held_out(engine.model, tokenizer, rows, written, known, config.model.max_tokens, settings.seed)
-            said = [*replies_of(outcomes[name]), *((row["prompt"], reply) for row, reply in zip(rows, written, strict=True))]
-            went_on = continued(engine.model, tokenizer, begun, config.model.max_new_tokens)
-            remembered = {
-                **{metric: measure_exposure(engine.model, tokenizer, [c for c in canaries if c["kind"] == kind]) for metric, kind in EXPOSURES.items()},
-                "regurgitation": regurgitation(said, trained_on(prepared)), "extraction": regurgitation(went_on, trained_on(prepared))}
-            scorecard[name] = score(outcomes[name], remembered, replies, OmegaConf.to_container(settings.gates))
-            del engine
+        found = dict(zip(candidates, side_by_side(config, examine, [(name,) for name in candidates]), strict=True))
+        outcomes = {name: each["outcomes"] for name, each in found.items()}
+        scorecard = {name: score(each["outcomes"], each["remembered"], each["replies"], OmegaConf.to_container(settings.gates)) for name, each in found.items()}
+        for name, by_split in outcomes.items():
+            for split, talks in by_split.items():
+                write_jsonl(out / f"talks/{name}-{split}.jsonl", talks)
         compare(scorecard, outcomes)
         decision = decide(scorecard, list(settings.gates))
         write_json(out / "scorecard.json", {"candidates": scorecard})
         write_json(out / "decision.json", decision)
         report.write(config, out / "report.html", scorecard, decision, outcomes)
         out.summary(headline(scorecard, decision), winner=decision["winner"])
+
+
+def examine(config, name: str) -> dict:
+    """Everything that is asked of one candidate: {"outcomes" of its talks by split, "remembered", "replies" to held-out prompts}."""
+    settings, prepared, tokenizer = config.evaluate, stage_dir(config, "prepare"), load_tokenizer(config)
+    rows = [row for _, row in read_jsonl(prepared / "sft/test.jsonl")][:MAX_HELD_OUT]
+    engine, sampling = Embedded(load_candidate(config, name), tokenizer, config.model.max_tokens), Sampling(max_tokens=config.model.max_new_tokens)
+    outcomes = {}
+    if config.company:
+        for split, count in (("unseen", settings.conversations), ("seen", settings.seen_conversations)):
+            talks = draw_talks(load_pack(config.company), count, split, settings.seed)
+            outcomes[split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
+    written = write_replies(engine, rows, sampling, settings.batch_size)
+    known = {sentence_of(row) for row in trained_on(prepared)}
+    replies = held_out(engine.model, tokenizer, rows, written, known, config.model.max_tokens, settings.seed)
+    said = [*replies_of(outcomes), *((row["prompt"], reply) for row, reply in zip(rows, written, strict=True))]
+    went_on = continued(engine.model, tokenizer, beginnings(lambda: trained_on(prepared), MAX_BEGUN, settings.seed), config.model.max_new_tokens)
+    canaries = [canary for _, canary in read_jsonl(prepared / "canaries.jsonl")]
+    remembered = {
+        **{metric: measure_exposure(engine.model, tokenizer, [c for c in canaries if c["kind"] == kind]) for metric, kind in EXPOSURES.items()},
+        "regurgitation": regurgitation(said, trained_on(prepared)), "extraction": regurgitation(went_on, trained_on(prepared))}
+    return {"outcomes": outcomes, "remembered": remembered, "replies": replies}
 
 
 def trained_on(prepared: Path) -> Iterator[dict]:

@@ -15,12 +15,7 @@ A conversation is one tree (training/trees.py): its history is read once for all
 from __future__ import annotations
 
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import random
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -34,9 +29,10 @@ from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, load_rewards
 from training.judgements import STARS, Judged, check, deal, read
-from training.models import load_base, load_sft, load_tokenizer, quieten, train, trainer_arguments
+from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
 from training.reward_gate import judge, often
 from training.trees import collate
+from training.workers import at_once, side_by_side
 
 SPOILT = 3.0         # stars by which a reply is better than itself spoiled
 LEARNED = "learned.safetensors"
@@ -155,29 +151,17 @@ def batch(judged: list[Judged], pad: int) -> dict:
 
 
 def learn_all(config, parts: list[list[Judged]], folders: list[Path]) -> list[list[dict]]:
-    """Train every reward model, on a CPU as many at a time as it has threads, which is faster than one after another on all of them."""
-    several = min(config.hardware.threads or 1, len(parts)) if config.hardware.trainer.use_cpu else 1
-    jobs = [(config, part, folder, config.seed + k, k % several > 0) for k, (part, folder) in enumerate(zip(parts, folders, strict=True))]
-    if several == 1:
-        base = load_base(config)
-        return [learn(*job, base) for job in jobs]
-    with ProcessPoolExecutor(several, mp_context=multiprocessing.get_context("spawn"), initializer=alone, initargs=(config,)) as workers:
-        return list(workers.map(learn, *zip(*jobs, strict=True)))
+    """Train every reward model: their curves."""
+    base = load_base(config) if at_once(config, len(parts)) == 1 else None         # one for all that learn in this process
+    return side_by_side(config, learn, [(part, folder, config.seed + k, base) for k, (part, folder) in enumerate(zip(parts, folders, strict=True))])
 
 
-def alone(config) -> None:
-    """A process that trains one model on one thread, and ends with the one that started it."""
-    config.hardware.threads = 1
-    quieten(config)
-    threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
-
-
-def learn(config, judged: list[Judged], folder: Path, seed: int, silent: bool = False, base: torch.nn.Module | None = None) -> list[dict]:
+def learn(config, judged: list[Judged], folder: Path, seed: int, base: torch.nn.Module | None = None) -> list[dict]:
     """Train one reward model and save it with its head; a finished one is not trained again. A `base` that is given is left as it came. Returns its curve."""
     if (folder / "probe.json").is_file():
         return json.loads((folder / "curve.json").read_text())
     tokenizer, model = load_tokenizer(config), RewardModel(load_sft(config, base))
-    arguments = trainer_arguments(config, "reward", folder, TrainingArguments, **({"disable_tqdm": True} if silent else {}), remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
+    arguments = trainer_arguments(config, "reward", folder, TrainingArguments, remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
     trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
                             data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)
     curve = train(trainer, folder)

@@ -1,0 +1,43 @@
+"""Jobs side by side in processes of one thread each: on a CPU a small model has little for a second thread to do."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+from training.models import quieten
+
+
+def at_once(config, jobs: int) -> int:
+    """How many jobs run at a time: on a CPU as many as it has threads, else one."""
+    return min(config.hardware.threads or 1, jobs) if config.hardware.trainer.use_cpu else 1
+
+
+def side_by_side(config, function: Callable, jobs: list[tuple]) -> list:
+    """`function(config, *job)` of every job, in their order; the progress of the first of those at work is shown.
+
+    Raises: what a job raises; the others that have begun are ended first.
+    """
+    several = at_once(config, len(jobs))
+    if several == 1:
+        return [function(config, *job) for job in jobs]
+    with ProcessPoolExecutor(several, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(config,)) as workers:
+        return list(workers.map(_work, [function] * len(jobs), [config] * len(jobs), jobs, [number % several > 0 for number in range(len(jobs))]))
+
+
+def _begin(config) -> None:
+    """One thread, and an end when the process that started this one ends."""
+    config.hardware.threads = 1
+    quieten(config)
+    threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _work(function: Callable, config, job: tuple, silent: bool):
+    config.hardware.threads = 1
+    with contextlib.redirect_stderr(open(os.devnull, "w")) if silent else contextlib.nullcontext():
+        return function(config, *job)
