@@ -30,6 +30,7 @@ from data_prep.conversation import read_jsonl, write_json
 from data_prep.statistics import paired_difference
 from training import ppo
 from training.adapters import OneBase
+from training.alarms import measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
 from training.models import load_candidate, load_tokenizer, quieten
@@ -68,7 +69,7 @@ def ours(spec: dict) -> dict:
         drawn = time.perf_counter()
         samples = ppo.appraise(model, episodes, lambda _, trees, replies: rewards(model, calibration, trees, replies), beta, settings, group)
         watch = (lambda trees, replies: held_out_rewards(model, calibration, trees, replies)) if "held_out" in model.heads else lambda *_: torch.zeros(1)
-        entry = ppo.measured(samples, watch, group)
+        entry = measured(samples, watch, group)
         scored = time.perf_counter()
         ppo.update(model, optimizer, samples, settings, group)
         wait(spec["device"])

@@ -187,6 +187,7 @@ class Ppo:
     clip: float = MISSING
     value_clip: float = MISSING
     lam: float = MISSING
+    drafts: int = MISSING
     turn_discount: float = MISSING
     beta: float = MISSING
     kl_target: float = MISSING            # nats a reply, summed over its tokens

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from statistics import mean
 
 import pytest
 import torch
@@ -14,15 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
+from data_prep.company.pack import load_pack
 from data_prep.conversation import write_json
+from data_prep.hermes import parse_reply
 from tests.toys import ROOT, random_adapter, toy_run
 from training import ppo
 from training.adapters import OneBase
-from training.alarms import alarms
+from training.alarms import alarms, measured
 from training.group import Group
 from training.models import load_base, load_tokenizer
-from training.ppo import Sample, adapted, appraise, gae, least_liked, load_players, measured, policy_loss, update, value_loss, whiten
-from training.rollouts import Episode, Turn
+from training.ppo import Sample, adapted, appraise, beside_drafts, gae, least_liked, load_players, policy_loss, update, value_loss, whiten
+from training.rollouts import Episode, Local, Turn, play
 from training.trees import grow
 
 NUMBERS = st.floats(-3, 3, width=16).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -137,6 +140,40 @@ def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, run
     assert float(every.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=3), min_size=1, max_size=6), st.lists(st.booleans(), min_size=6, max_size=6))
+def test_drafts_are_each_others_baseline_and_a_reply_alone_keeps_its_advantage(advantages, flags):
+    is_draft = [False, *flags[1:]][:len(advantages)]
+    made = beside_drafts([torch.tensor(each) for each in advantages], is_draft).split([len(each) for each in advantages])
+    starts = [k for k, draft in enumerate(is_draft) if not draft]
+    for a, b in zip(starts, [*starts[1:], len(advantages)], strict=True):
+        taken = [before[0] - float(after[0]) for before, after in zip(advantages[a:b], made[a:b], strict=True)]
+        assert taken == pytest.approx([mean(each[0] for each in advantages[a:b]) if b - a > 1 else 0.0] * (b - a), abs=1e-4)
+        for before, after, off in zip(advantages[a:b], made[a:b], taken, strict=True):
+            assert after.tolist() == pytest.approx([x - off for x in before], abs=1e-4)
+
+
+def test_the_first_of_the_replies_drawn_is_said_and_the_others_are_scored_too(run):
+    tokenizer, pack = load_tokenizer(run), load_pack(run.company)
+    model = OneBase(run, tokenizer)
+    model.add("policy", stage_dir(run, "sft") / "adapter")
+    episodes = play(Local(model, "policy", 6), tokenizer, pack, [3, 4], 0, 1, 3, 2, run.model.max_tokens, 6)
+    for episode in episodes:
+        assert [turn.is_draft for turn in episode.turns] == [False, True, True] * (len(episode.turns) // 3)
+        said = [m for m in episode.talk.messages if m["role"] == "assistant"]
+        assert [m["content"] for m in said] == [parse_reply(tokenizer.decode(turn.reply, skip_special_tokens=True))["content"] for turn in episode.turns if not turn.is_draft]
+        tree, replies = episode.tree()
+        assert len(replies) == len(episode.turns)
+        assert len({tuple(turn.prompt) for turn in episode.turns[:3]}) == 1
+        assert [[tree.ids[place] for place in places] for places in replies] == [turn.reply for turn in episode.turns]
+
+
+def test_drafts_and_credit_for_what_follows_do_not_go_together(run):
+    both = run.copy()
+    both.ppo.turn_discount = 0.5
+    with pytest.raises(StageError, match="nothing follows a draft"):
+        ppo.run(both)
+
+
 def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
     frozen = {name: p.clone() for name, p in model.model.named_parameters() if ".policy." not in name and ".value." not in name}
     heads = {name: head.linear.weight.clone() for name, head in model.heads.items() if name != "value"}
@@ -170,7 +207,7 @@ def test_what_is_rewarded_becomes_likelier(model, run):
 
 
 def sample_of(*scores: float) -> Sample:
-    return Sample(grow([[1]]), [[[0]]], *[torch.zeros(1)] * 4, list(scores), 0.0, 0)
+    return Sample(grow([[1]]), [[[0]]], *[torch.zeros(1)] * 4, list(scores), 0.0, 0, len(scores))
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=1, max_size=8), st.integers(0, 8))
@@ -349,7 +386,8 @@ from omegaconf import OmegaConf
 from tests.test_ppo import episodes_of
 from training.group import Group
 from training.models import load_tokenizer
-from training.ppo import appraise, load_players, measured, update
+from training.alarms import measured
+from training.ppo import appraise, load_players, update
 config, group = OmegaConf.load({config!r}), Group()
 torch.set_num_threads(1)
 model = load_players(config, load_tokenizer(config))

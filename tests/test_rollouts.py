@@ -119,7 +119,7 @@ def test_the_same_seed_draws_the_same_replies_and_another_one_others(run):
     rows = [{"prompt": [{"role": "user", "content": f"question {k}"}]} for k in range(9)]
 
     def drawn(seed: int) -> list[list[int]]:
-        return [episode.turns[0].reply for episode in answer(Local(model, "policy", 6), tokenizer, rows, list(range(5)), seed, seed, 200, 6)]
+        return [episode.turns[0].reply for episode in answer(Local(model, "policy", 6), tokenizer, rows, list(range(5)), seed, seed, 1, 200, 6)]
 
     assert drawn(1) == drawn(1) != drawn(2)
 

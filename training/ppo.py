@@ -29,7 +29,7 @@ from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
 from training.adapters import OneBase, index
-from training.alarms import alarms
+from training.alarms import alarms, measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
 from training.models import last_checkpoint, load_tokenizer, tell, track
@@ -50,6 +50,7 @@ class Sample:
     scores: list[float]            # of each reply
     kl: float                      # nats, all its replies together
     cut_off: int                   # replies without an end
+    turns: int                     # replies that were said, drafts beside them not counted
 
 
 # ---- The mathematics -----------------------------------------------------------------------------------------------
@@ -58,9 +59,8 @@ class Sample:
 def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[float], lam: float, turn_discount: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(advantages, returns) of an episode's tokens, flat, by generalised advantage estimation.
 
-    `values` and `costs` (what each token costs in KL, subtracted) are by turn, `scores` stand on the turns' last tokens. Nothing is discounted
-    within a reply; from one reply to the next by `turn_discount`, 0 making each reply an episode of its own.
-    """
+    `values` and `costs` (in KL, subtracted) are by turn, `scores` stand on the turns' last tokens. Nothing is discounted within a reply; from one reply
+    to the next by `turn_discount`, 0 making each reply an episode of its own."""
     advantages: list[float] = []
     following, carried = 0.0, 0.0
     for value, cost, score in zip(reversed(values), reversed(costs), reversed(scores), strict=True):
@@ -71,6 +71,15 @@ def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[floa
             following, discount, reward = v, 1.0, 0.0
     made = torch.tensor(advantages[::-1])
     return made, made + torch.cat(values)
+
+
+def beside_drafts(advantages: list[torch.Tensor], is_draft: list[bool]) -> torch.Tensor:
+    """The advantages of an episode's replies, flat, where several were drawn to one prompt less what these have in common: it says how good the place is, not
+    which of them is better (each other's baseline, as in RLOO, arXiv:2402.14740). `is_draft`: whether a reply was drawn beside the one before it."""
+    prompt = torch.tensor(is_draft).logical_not().cumsum(0) - 1
+    first, several = torch.stack([each[0] for each in advantages]), torch.bincount(prompt)
+    common = torch.zeros(len(several)).index_add(0, prompt, first) / several * (several > 1)
+    return torch.cat([each - shared for each, shared in zip(advantages, common[prompt], strict=True)])
 
 
 def whiten(samples: list[Sample], group: Group) -> None:
@@ -127,28 +136,17 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
         mine, unended = scores[first:first + len(lengths)].tolist(), int((~ended[first:first + len(lengths)]).sum())
         apart = old[i] - ref[i]
         advantages, returns = gae(list(values[i].split(lengths)), list((beta * apart).split(lengths)), mine, settings.lam, settings.turn_discount)
-        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, mine, float(apart.sum()), unended))
+        is_draft = [turn.is_draft for turn in episodes[i].turns]
+        advantages = beside_drafts(list(advantages.split(lengths)), is_draft)
+        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, mine, float(apart.sum()), unended, is_draft.count(False)))
         first += len(lengths)
     whiten(samples, group)
     return samples
 
 
-def measured(samples: list[Sample], watch: Callable, group: Group) -> dict:
-    """What is worth logging of a step, over all processes: means over replies, `explained` (by the values, of the returns' variance) of this process."""
-    errors, returns = (torch.cat(each) if samples else torch.zeros(2) for each in ([s.returns - s.values for s in samples], [s.returns for s in samples]))
-    other = float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()) if samples else 0.0
-    n, talks, tokens, kl, reward, held_out, cut = group.sum(sum(len(s.scores) for s in samples), len(samples), sum(len(s.old) for s in samples), sum(s.kl for s in samples),
-                                                            sum(sum(s.scores) for s in samples), other, sum(s.cut_off for s in samples))
-    return {"kl": kl / n, "reward": reward / n, "held_out": held_out / n, "reply_tokens": tokens / n, "cut_off": cut / n, "replies": n / talks,
-            "explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))}
-
-
 def least_liked(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
-    """Of all processes' conversations `every`, the `most` whose worst reply scored least; `numbers` are this process's, of its samples.
-
-    To meet them again is to learn where there is something to learn (Jiang et al. 2021, arXiv:2010.03934): most customers are served well soon,
-    and the rare cases that are not would come by a few times in a whole run.
-    """
+    """Of all processes' conversations `every`, the `most` whose worst reply scored least; `numbers` are this process's, of its samples. Most customers are served
+    well soon: to meet the others again is to learn where there is something to learn (Jiang et al. 2021, arXiv:2010.03934)."""
     mine = {number: min(sample.scores) for number, sample in zip(numbers, samples, strict=True)}
     worst = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))
     return sorted(every, key=worst.get)[:most]
@@ -196,6 +194,8 @@ def run(config) -> None:
     source, settings = require(config, "reward", "ppo"), config.ppo
     if settings.start not in ("sft", "dpo") or not 0 <= settings.again < 1 or int(settings.again * settings.episodes) >= settings.episodes:
         raise StageError(f"ppo.start={settings.start} must be sft or dpo, and ppo.again={settings.again} a share from 0 to less than 1, so that new customers come at every step")
+    if settings.drafts > 1 and settings.turn_discount:
+        raise StageError(f"ppo.turn_discount={settings.turn_discount} with ppo.drafts={settings.drafts}: nothing follows a draft that was not said; set one of them to 0 and 1")
     gate = json.loads((source / "gate.json").read_text())
     with stage_output(config, "ppo") as out:
         if not gate["passed"]:
@@ -263,8 +263,8 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         room = min(config.model.max_new_tokens, config.model.max_tokens // 2)
         generate.refresh()
         drawn = rng.getrandbits(31) + group.rank
-        episodes = (play(generate, tokenizer, pack, numbers, config.seed, drawn, settings.max_replies, config.model.max_tokens, room) if pack
-                    else answer(generate, tokenizer, rows, numbers, config.seed, drawn, config.model.max_tokens, room))
+        episodes = (play(generate, tokenizer, pack, numbers, config.seed, drawn, settings.drafts, settings.max_replies, config.model.max_tokens, room) if pack
+                    else answer(generate, tokenizer, rows, numbers, config.seed, drawn, settings.drafts, config.model.max_tokens, room))
         samples = appraise(model, episodes, reward, beta, settings, group)
         entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -33,6 +33,7 @@ class Turn:
     prompt: list[int]
     reply: list[int]
     drawn: list[float] | None = None        # log-probs of the reply's tokens as the sampler says, where it is another program
+    is_draft: bool = False                  # drawn beside the one before it, and not said
 
 
 @dataclass
@@ -139,10 +140,16 @@ def prompt_ids(tokenizer, messages: list[Message], max_tokens: int, room: int) -
     return made if len(made) <= max_tokens - room else ids(truncate(plain, max_tokens - room, lambda m: len(ids(m))))
 
 
-def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed: int, drawn: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
+def several(generate: Local | Vllm, prompts: list[list[int]], drafts: int, seed: int) -> list[list[Turn]]:
+    """So many replies to each prompt, all but the first of them drafts."""
+    made = iter(generate([prompt for prompt in prompts for _ in range(drafts)], seed))
+    return [[replace(next(made), is_draft=number > 0) for number in range(drafts)] for _ in prompts]
+
+
+def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed: int, drawn: int, drafts: int, max_replies: int, max_tokens: int, room: int) -> list[Episode]:
     """Conversations with the pack's customers in the wordings of training, all in step: replies, tool calls and what they return, until the customer is done.
 
-    `seed` and a number make a customer, always the same; `drawn` is the seed of what is said to them.
+    `seed` and a number make a customer, always the same; `drawn` is the seed of what is said to them. The first of the `drafts` drawn at each turn is said.
     """
     episodes = [Episode(talk=draw_talk(pack, number, "seen", seed)) for number in numbers]
     for turn in range(max_replies):
@@ -150,17 +157,17 @@ def play(generate: Local | Vllm, tokenizer, pack: Pack, numbers: list[int], seed
         if not running:
             break
         prompts = [prompt_ids(tokenizer, e.talk.messages, max_tokens, room) for e in running]
-        for episode, made in zip(running, generate(prompts, hash((drawn, turn))), strict=True):
-            episode.turns.append(made)
-            episode.talk.take(parse_reply(tokenizer.decode(made.reply, skip_special_tokens=True)))
+        for episode, made in zip(running, several(generate, prompts, drafts, hash((drawn, turn))), strict=True):
+            episode.turns += made
+            episode.talk.take(parse_reply(tokenizer.decode(made[0].reply, skip_special_tokens=True)))
     return episodes
 
 
-def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[int], seed: int, drawn: int, max_tokens: int, room: int) -> list[Episode]:
-    """Single replies to prompts of the archive, for who has no world to talk in; `numbers` say which prompts of a seed, `drawn` seeds the replies."""
+def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[int], seed: int, drawn: int, drafts: int, max_tokens: int, room: int) -> list[Episode]:
+    """Replies to single prompts of the archive, for who has no world to talk in; `numbers` say which prompts of a seed, `drawn` seeds the replies."""
     chosen = [random.Random(f"{seed}-{number}").choice(rows) for number in numbers]
     prompts = [prompt_ids(tokenizer, row["prompt"], max_tokens, room) for row in chosen]
-    return [Episode([turn]) for turn in generate(prompts, drawn)]
+    return [Episode(turns) for turns in several(generate, prompts, drafts, drawn)]
 
 
 def kl_from_sft(config, tokenizer, folder: Path) -> float:
@@ -170,7 +177,7 @@ def kl_from_sft(config, tokenizer, folder: Path) -> float:
     model = OneBase(config, tokenizer)
     model.add("policy", folder)
     model.add("sft", require(config, "sft", "this stage") / "adapter")
-    episodes = answer(Local(model, "policy", config.model.max_new_tokens), tokenizer, rows[:PROBES], list(range(PROBES)), config.seed, config.seed, config.model.max_tokens, room)
+    episodes = answer(Local(model, "policy", config.model.max_new_tokens), tokenizer, rows[:PROBES], list(range(PROBES)), config.seed, config.seed, 1, config.model.max_tokens, room)
     packed = [episode.tree() for episode in episodes]
     likely = [torch.cat(model.log_likelihoods(name, [tree for tree, _ in packed], [replies for _, replies in packed])) for name in ("policy", "sft")]
     return float((likely[0] - likely[1]).mean())
