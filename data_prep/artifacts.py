@@ -185,6 +185,14 @@ def is_current(folder: Path, fingerprint: str, hashes: FileHashes) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_workers: dict[int, int] = {}          # by process, the most that workers of this one held
+
+
+def held_by_workers(peaks: dict[int, int]) -> None:
+    """Count the memory of workers, as {process: bytes}, with a stage's own."""
+    _workers.update(peaks)
+
+
 def peak_memory() -> int:
     """Bytes that this process held at most. Linux counts what its parent held before it into getrusage's figure, so VmHWM is read where there is one."""
     with contextlib.suppress(OSError):
@@ -269,5 +277,5 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     write_json(final / "manifest.json", {
         "stage": stage, "fingerprint": hash_value(fingerprint), "made_from": fingerprint, "outputs": outputs,
         "summary": out.line, "facts": out.facts, "seconds": round(time.time() - started, 1),
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "peak_memory_gib": round((peak_memory() + sum(_workers.values())) / 2**30, 2),
         "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})

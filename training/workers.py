@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from data_prep.artifacts import held_by_workers, peak_memory
 from training.models import quieten
 
 
@@ -27,7 +28,9 @@ def side_by_side(config, function: Callable, jobs: list[tuple]) -> list:
     if several == 1:
         return [function(config, *job) for job in jobs]
     with ProcessPoolExecutor(several, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(config,)) as workers:
-        return list(workers.map(_work, [function] * len(jobs), [config] * len(jobs), jobs, [number % several > 0 for number in range(len(jobs))]))
+        made = list(workers.map(_work, [function] * len(jobs), [config] * len(jobs), jobs, [number % several > 0 for number in range(len(jobs))]))
+    held_by_workers({process: peak for _, process, peak in made})
+    return [result for result, _, _ in made]
 
 
 def _begin(config) -> None:
@@ -40,4 +43,5 @@ def _begin(config) -> None:
 def _work(function: Callable, config, job: tuple, silent: bool):
     config.hardware.threads = 1
     with contextlib.redirect_stderr(open(os.devnull, "w")) if silent else contextlib.nullcontext():
-        return function(config, *job)
+        result = function(config, *job)
+    return result, os.getpid(), peak_memory()
