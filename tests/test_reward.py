@@ -15,12 +15,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
-from data_prep.conversation import tool_call, write_json, write_jsonl
+from data_prep.conversation import write_json, write_jsonl
 from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Judged, answered, check, deal, read, spoil
+from training.judgements import WAYS, Judged, check, deal, read, spoil
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -348,7 +348,7 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
     def one(language: str, topic: str, prompt: int, *said: str) -> tuple[list[tuple[str, str]], list[tuple[int, ...]], Judged]:
-        return ([(language, "user")] * len(said), [(prompt + k, *ids[text]) for k, text in enumerate(said)],
+        return ([(language, "user, text")] * len(said), [(prompt + k, *ids[text]) for k, text in enumerate(said)],
                 Judged(grow([]), [len(ids[text]) for text in said], ratings=[(k, 5, 0.0) for k in range(len(said))], topic=topic))
 
     ways, concerns = set(), 0
@@ -370,11 +370,6 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
                 assert way != "another concern" or not good.startswith("order"), "another number is no other wording"
     assert ways == set(WAYS)
     assert concerns > 20
-
-
-def test_what_a_reply_answers_is_a_customer_or_a_tool():
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {})]}, {"role": "tool", "content": "{}"}]
-    assert [answered(said[:1]), answered(said), answered([*said, {"role": "user", "content": "b"}])] == ["user", "get_order", "user"]
 
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():

@@ -20,7 +20,7 @@ STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
 SPOILED = 4          # spoiled replies among a conversation's leaves
 TRIED = 8            # replies of other conversations among which one about something else is looked for
-Place = tuple[str, str]                        # a language, and what is answered there: a customer, or which tool
+Place = tuple[str, str]                        # a language; who is answered, a customer or a tool, and whether by a call or a text
 Said = tuple[str, tuple[int, ...]]             # a conversation's topic, and a reply in it
 _number = re.compile(r"\d+")
 
@@ -79,7 +79,7 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
                 made = leaf(tokenizer, prompt, reply, config.model.max_tokens, counts[asked])
                 if made is not None and tuple(made[0]) not in sequences:
                     lengths.append(made[1])
-                    answers.append(answered(prompt))
+                    answers.append(f"{prompt[-1]['role']}, {'call' if reply.get('tool_calls') else 'text'}")
                 places[key] = None if made is None else sequences.setdefault(tuple(made[0]), len(sequences))
             return places[key]
 
@@ -93,12 +93,6 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
             found.append(([(locale, what) for what in answers], list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
                                                           [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
     return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
-
-
-def answered(prompt: list[Message]) -> str:
-    """What the reply to a prompt is an answer to: a customer, or a tool, by its name."""
-    called = next((message["tool_calls"] for message in reversed(prompt) if message.get("tool_calls")), None)
-    return called[-1]["function"]["name"] if called and prompt[-1]["role"] == "tool" else prompt[-1]["role"]
 
 
 def spoil(tokenizer, found: list[tuple[list[Place], list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
@@ -116,7 +110,7 @@ def spoil(tokenizer, found: list[tuple[list[Place], list[tuple[int, ...]], Judge
         good = sorted(one.good())
         own = [sequences[at][-one.lengths[at]:] for at in good]
         for at in rng.sample(good, min(SPOILED, len(good))):
-            right, name = sequences[at][-one.lengths[at]:], rng.choice(list(WAYS))
+            right, name = sequences[at][-one.lengths[at]:], rng.choices(list(WAYS), WEIGHTS)[0]
             others = [reply for topic, reply in rng.sample(pool[places[at]], min(TRIED, len(pool[places[at]]))) if not one.topic or topic != one.topic]
             wrong = WAYS[name](right, own, others, anywhere, rng)
             if wording(tokenizer, wrong) != wording(tokenizer, right):
@@ -136,6 +130,7 @@ def spliced(right, own, others, anywhere, rng):
     return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
 
 
+WEIGHTS = 2, 4, 1, 1, 1
 # A reply that was right at another turn of the conversation; at such a place of a conversation about something else; in any other one; one that breaks off; one that goes on as another.
 WAYS = {"another turn": lambda right, own, others, anywhere, rng: rng.choice(own), "another concern": lambda right, own, others, anywhere, rng: rng.choice(others or own),
         "another language": lambda right, own, others, anywhere, rng: rng.choice(anywhere), "cut short": cut_short, "spliced": spliced}
