@@ -16,6 +16,7 @@ from data_prep.company.generate import QUALITY, archive, converse
 from data_prep.company.pack import PackError, evaluate, load_pack, say
 from data_prep.company.world import draw_world, run_tool_calls
 from data_prep.conversation import Conversation, Feedback, tool_call
+from data_prep.pii.surrogates import streets
 
 SAMPLE = FOLDER.parent / "data_prep/company/sample"
 LANGUAGES = ["en", "de", "nl", "sv"]
@@ -56,6 +57,7 @@ def test_names_and_policy_values_of_evaluation_do_not_occur_in_training(pack, la
     for kind in ("first", "last"):
         assert not set(pack.phrases[language]["names"][kind]) & set(pack.unseen[language]["names"][kind])
     assert not set(pack.phrases[language]["streets"]) & set(pack.unseen[language]["streets"])
+    assert not set(streets(language)) & set(pack.unseen[language]["streets"]), "stand-ins are what training sees"
     for values in pack.company["policies"].values():
         assert not set(values["seen"]) & set(values["unseen"])
     assert not set(pack.company["merchants"]["seen"]) & set(pack.company["merchants"]["unseen"])

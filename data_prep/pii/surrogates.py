@@ -30,9 +30,11 @@ def reserved() -> dict:
     return data("reserved.yaml")
 
 
+@functools.cache
 def streets(language: str) -> list[str]:
     table = data("streets.yaml")
-    return table.get(language, table["en"])
+    listed = table.get(language, table["en"])
+    return listed if isinstance(listed, list) else [begin + end for begin in listed["begin"] for end in listed["end"]]
 
 
 @functools.cache
