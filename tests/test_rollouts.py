@@ -15,7 +15,7 @@ from tests.toys import toy_run
 from training import ppo
 from training.adapters import OneBase
 from training.models import load_tokenizer
-from training.rollouts import Local, Vllm, answer, prompt_ids
+from training.rollouts import Local, Vllm, answer, prompt_ids, several
 from training.trees import grow
 
 
@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.model, self.config, self.stale, self.status = OneBase(config, self.tokenizer), config, stale, status
         self.loaded: list[str] = []
         self.asked: list[str] = []
+        self.wanted: set[int] = set()
 
     def speaker(self, name: str) -> str:
         return self.loaded[0] if self.stale else name
@@ -56,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
     def choices(self, body: dict) -> list[dict]:
         model, name, end = self.server.model, self.server.speaker(body["model"]), self.server.tokenizer.eos_token_id
         found = []
-        for number, turn in enumerate(Local(model, name, body["max_tokens"], body["temperature"])(body["prompt"], body["seed"])):
+        self.server.wanted.add(body["n"])
+        for number, turn in enumerate(Local(model, name, body["max_tokens"], body["temperature"])(body["prompt"], body["seed"], body["n"])):
             tree = grow([turn.prompt + turn.reply])
             with torch.no_grad(), model.using(name):
                 log_probs, _ = model.log_probs([tree], [[tree.leaves[0][-len(turn.reply):]]])
@@ -86,6 +88,7 @@ def test_a_vllm_that_loads_each_adapter_does_what_transformers_do(run):
     assert [entry["step"] for entry in curve] == [0, 1, 2]
     assert len(set(server.loaded)) == 3, "a new name for each step's adapter"
     assert server.asked.count("unload_lora_adapter") == 2
+    assert server.wanted == {run.ppo.drafts}, "asked as n: a prompt sent twice with one seed would be answered twice alike"
     server.shutdown()
 
 
@@ -122,6 +125,10 @@ def test_the_same_seed_draws_the_same_replies_and_another_one_others(run):
         return [episode.turns[0].reply for episode in answer(Local(model, "policy", 6), tokenizer, rows, list(range(5)), seed, seed, 1, 200, 6)]
 
     assert drawn(1) == drawn(1) != drawn(2)
+    drafts = several(Local(model, "policy", 6), [[5, 6, 7], [8, 9]], 4, 0)
+    assert [[turn.is_draft for turn in turns] for turns in drafts] == [[False, True, True, True]] * 2
+    assert [{tuple(turn.prompt) for turn in turns} for turns in drafts] == [{(5, 6, 7)}, {(8, 9)}]
+    assert all(len({tuple(turn.reply) for turn in turns}) > 1 for turns in drafts)
 
 
 def test_a_long_conversation_is_cut_as_in_serving(run):

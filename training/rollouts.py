@@ -1,6 +1,6 @@
 """What a policy does when it is let loose: conversations in the company pack's world, or single replies to the archive's prompts.
 
-Sampling goes through one seam: `Local` or `Vllm`, called with prompts as token ids and a seed, gives turns. A reply is kept as the tokens that were drawn, never as its text
+Sampling goes through one seam: `Local` or `Vllm`, called with prompts as token ids, a seed, and how many replies to draw to each, gives turns. A reply is kept as the tokens that were drawn, never as its text
 tokenised again, for the two may differ and then the probabilities are of something that was not said.
 """
 
@@ -59,8 +59,8 @@ class Local:
         """Nothing to do: the adapter that is trained is the one that speaks."""
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[Turn]:
-        tokenizer, turns = self.model.tokenizer, []
+    def __call__(self, prompts: list[list[int]], seed: int, each: int = 1) -> list[Turn]:
+        tokenizer, turns, prompts = self.model.tokenizer, [], repeated(prompts, each)
         torch.manual_seed(seed)
         with self.model.using(self.adapter):
             for start in range(0, len(prompts), self.batch_size):
@@ -93,12 +93,12 @@ class Vllm:
             self._post("unload_lora_adapter", {"lora_name": last})
             shutil.rmtree(self.folder / last)
 
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[Turn]:
+    def __call__(self, prompts: list[list[int]], seed: int, each: int = 1) -> list[Turn]:
         end = self.model.tokenizer.eos_token_id
-        made = self._post("completions", {"model": self.name, "prompt": prompts, "max_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": seed % 2**31,
+        made = self._post("completions", {"model": self.name, "prompt": prompts, "max_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": seed % 2**31, "n": each,
                                           "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False}).json()
         turns = []
-        for prompt, choice in zip(prompts, sorted(made["choices"], key=lambda c: c["index"]), strict=True):
+        for prompt, choice in zip(repeated(prompts, each), sorted(made["choices"], key=lambda c: c["index"]), strict=True):
             reply, drawn = list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])
             if choice["finish_reason"] == "stop" and (not reply or reply[-1] != end):
                 reply.append(end)          # drawn, and left out of what is returned
@@ -126,6 +126,10 @@ def check_sampler(episodes: list[Episode], old: list[torch.Tensor], most: float)
                          "another base or another dtype. Nothing was trained on it; restart vllm serve on this run's base")
 
 
+def repeated(prompts: list[list[int]], each: int) -> list[list[int]]:
+    return [prompt for prompt in prompts for _ in range(each)]
+
+
 def up_to_end(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
@@ -142,7 +146,7 @@ def prompt_ids(tokenizer, messages: list[Message], max_tokens: int, room: int) -
 
 def several(generate: Local | Vllm, prompts: list[list[int]], drafts: int, seed: int) -> list[list[Turn]]:
     """So many replies to each prompt, all but the first of them drafts."""
-    made = iter(generate([prompt for prompt in prompts for _ in range(drafts)], seed))
+    made = iter(generate(prompts, seed, drafts))
     return [[replace(next(made), is_draft=number > 0) for number in range(drafts)] for _ in prompts]
 
 
