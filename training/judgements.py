@@ -19,9 +19,8 @@ from training.trees import Tree, grow
 STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
 SPOILED = 4          # spoiled replies among a conversation's leaves
-TRIED = 8            # replies of other conversations among which one about something else is looked for
+TRIED = 8            # replies at such a place among which one is looked for that is never said there about the same topic
 Place = tuple[str, str]                        # a language; who is answered, a customer or a tool, and whether by a call or a text
-Said = tuple[str, tuple[int, ...]]             # a conversation's topic, and a reply in it
 _number = re.compile(r"\d+")
 
 
@@ -101,17 +100,19 @@ def spoil(tokenizer, found: list[tuple[list[Place], list[tuple[int, ...]], Judge
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
     everybody, for goodbyes had never been rated badly, another to look an order up twice, and one to confirm a new address where it had moved a payment.
     """
-    pool: dict[Place, list[Said]] = defaultdict(list)
+    pool: dict[Place, list[tuple[int, ...]]] = defaultdict(list)
+    about: dict[tuple[Place, str], set[str]] = defaultdict(set)          # what is said at a place about a topic, as wordings
     for places, sequences, one in found:
         for at in sorted(one.good()):
-            pool[places[at]].append((one.topic, sequences[at][-one.lengths[at]:]))
-    anywhere = [reply for said in pool.values() for _, reply in said]
+            pool[places[at]].append(sequences[at][-one.lengths[at]:])
+            about[places[at], one.topic].add(wording(tokenizer, pool[places[at]][-1]))
+    anywhere = [reply for said in pool.values() for reply in said]
     for places, sequences, one in found:
         good = sorted(one.good())
         own = [sequences[at][-one.lengths[at]:] for at in good]
         for at in rng.sample(good, min(SPOILED, len(good))):
             right, name = sequences[at][-one.lengths[at]:], rng.choices(list(WAYS), WEIGHTS)[0]
-            others = [reply for topic, reply in rng.sample(pool[places[at]], min(TRIED, len(pool[places[at]]))) if not one.topic or topic != one.topic]
+            others = [reply for reply in rng.sample(pool[places[at]], min(TRIED, len(pool[places[at]]))) if not one.topic or wording(tokenizer, reply) not in about[places[at], one.topic]]
             wrong = WAYS[name](right, own, others, anywhere, rng)
             if wording(tokenizer, wrong) != wording(tokenizer, right):
                 one.spoiled.append((at, len(sequences), name))
