@@ -30,7 +30,7 @@ from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, load_rewards
 from training.judgements import STARS, Judged, check, deal, read
 from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
-from training.reward_gate import judge, often
+from training.reward_gate import enough, judge, often
 from training.trees import collate
 from training.workers import at_once, side_by_side
 
@@ -53,7 +53,7 @@ def run(config) -> None:
         curves = learn_all(config, parts, [Path(out) / name for name in names])
         model = load_rewards(config, tokenizer, Path(out))
         check_reload(model, Path(out), names, parts)
-        found = judge(model, [*judged["validation"], *judged["test"]], judged["train"], settings)
+        found = judge(model, enough([*judged["test"], *judged["validation"]]), judged["train"], settings)
         write_json(out / "calibration.json", found["calibration"])
         write_json(out / "gate.json", found["gate"])
         reward_report.write(config, Path(out) / "report.html", found)

@@ -20,6 +20,7 @@ from training.trees import grow
 
 BINS = 10
 FEWEST = 2000            # pairs for a calibration error that means something
+MOST = 2400              # held-out pairs that are judged: more would not tell much more
 PROBED = 64              # conversations on which batch, padding and order must not matter
 WORDS = 2048             # columns of the bag of words; tokens are hashed into them
 DRAWS = 400
@@ -51,6 +52,12 @@ def pairs_of(judged: list[Judged]) -> list[Pair]:
             if many - few >= 2 and low[0] != high[0]:
                 found.append(Pair(high, low, many - few, [[], []], (judged[high[0]].reply(high[1]), judged[low[0]].reply(low[1]))))
     return found
+
+
+def enough(judged: list[Judged]) -> list[Judged]:
+    """The first conversations that hold `MOST` pairs between them."""
+    held = np.cumsum([0, *(len(one.pairs) for one in judged)])
+    return [one for one, before in zip(judged, held, strict=False) if before < MOST]
 
 
 def gaps(reward: np.ndarray, judged: list[Judged], pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> np.ndarray:
