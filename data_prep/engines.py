@@ -7,6 +7,9 @@ with the archive.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -39,8 +42,14 @@ def mapped(make: Callable[[], Callable], shards: Iterable, engine: str, workers:
                 yield under_way.popleft().result()
 
 
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however it does: a worker whose parent was killed would wait for ever, and hold the run's lock."""
+    threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
+
+
 def _start(make: Callable[[], Callable]) -> None:
     global _worker
+    end_with_parent()
     _worker = make()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -33,6 +34,10 @@ def job(config, number: int) -> tuple[int, int, int, int]:
 def waiting(config, folder: str) -> None:
     (artifacts.Path(folder) / str(os.getpid())).touch()
     time.sleep(600)
+
+
+def masker():
+    return functools.partial(waiting, None)
 
 
 @pytest.fixture
@@ -70,8 +75,9 @@ def test_what_a_job_raises_is_raised(two, threads):
         side_by_side(two, job, [(-1,), (1,)])
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path):
-    program = f"from tests import test_workers as t; from conf.load import load_config; t.side_by_side(load_config(['hardware.threads=2']), t.waiting, [({str(tmp_path)!r},)] * 2)"
+@pytest.mark.parametrize("started", ["t.side_by_side(load_config(['hardware.threads=2']), t.waiting, [({0!r},)] * 2)", "list(t.mapped(t.masker, [{0!r}] * 2, 'local', 2))"])
+def test_workers_end_with_the_process_that_started_them(tmp_path, started):
+    program = f"from tests import test_workers as t; from conf.load import load_config; {started.format(str(tmp_path))}"
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     until = time.time() + 120
     while len(list(tmp_path.iterdir())) < 2:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 from data_prep.artifacts import held_by_workers, peak_memory
+from data_prep.engines import end_with_parent
 from training.models import quieten
 
 
@@ -34,10 +33,9 @@ def side_by_side(config, function: Callable, jobs: list[tuple]) -> list:
 
 
 def _begin(config) -> None:
-    """One thread, and an end when the process that started this one ends."""
+    end_with_parent()
     config.hardware.threads = 1
     quieten(config)
-    threading.Thread(target=lambda: (multiprocessing.connection.wait([multiprocessing.parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _work(function: Callable, config, job: tuple, silent: bool):
