@@ -75,9 +75,9 @@ def test_what_a_job_raises_is_raised(two, threads):
         side_by_side(two, job, [(-1,), (1,)])
 
 
-@pytest.mark.parametrize("started", ["t.side_by_side(load_config(['hardware.threads=2']), t.waiting, [({0!r},)] * 2)", "list(t.mapped(t.masker, [{0!r}] * 2, 'local', 2))"])
+@pytest.mark.parametrize("started", ["t.side_by_side(load_config(['hardware.threads=2']), t.waiting, [({0!r},)] * 2)", "list(mapped(t.masker, [{0!r}] * 2, 'local', 2))"])
 def test_workers_end_with_the_process_that_started_them(tmp_path, started):
-    program = f"from tests import test_workers as t; from conf.load import load_config; {started.format(str(tmp_path))}"
+    program = f"from tests import test_workers as t; from conf.load import load_config; from data_prep.engines import mapped; {started.format(str(tmp_path))}"
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     until = time.time() + 120
     while len(list(tmp_path.iterdir())) < 2:
