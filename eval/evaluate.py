@@ -4,6 +4,7 @@
     evaluate/decision.json      {"winner": "dpo" or null, "reasons": […]}
     evaluate/report.html        pictures, tables, and failed talks to read
     evaluate/talks/             every simulated talk of every candidate
+    evaluate/asked/             of every candidate what it remembers, and its replies to held-out prompts
 
 Gates are read on unseen wordings. What could not be measured says "not evaluated", and a hard gate that was not evaluated refuses.
 Who plants no canaries takes their gate away too, `~evaluate.gates.exposure`: to leave it out is a decision, not an oversight.
@@ -11,6 +12,7 @@ Who plants no canaries takes their gate away too, `~evaluate.gates.exposure`: to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from training.workers import side_by_side
 
 MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
 MAX_BEGUN = 100         # training replies whose beginning is given away, per candidate
+SPLITS = "unseen", "seen"   # wordings of the simulated customers
 EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary
 
 
@@ -41,12 +44,9 @@ def run(config) -> None:
     candidates = [name for name in settings.candidates if exists(config, name)]
     require(config, "prepare", "evaluate")
     with stage_output(config, "evaluate") as out:
-        found = dict(zip(candidates, side_by_side(config, examine, [(name,) for name in candidates]), strict=True))
-        outcomes = {name: each["outcomes"] for name, each in found.items()}
-        scorecard = {name: score(each["outcomes"], each["remembered"], each["replies"], OmegaConf.to_container(settings.gates)) for name, each in found.items()}
-        for name, by_split in outcomes.items():
-            for split, talks in by_split.items():
-                write_jsonl(out / f"talks/{name}-{split}.jsonl", talks)
+        side_by_side(config, examine, [(name, Path(out)) for name in candidates])
+        outcomes = {name: {split: list(talks_of(Path(out), name, split)) for split in (SPLITS if config.company else ())} for name in candidates}
+        scorecard = {name: score(outcomes[name], **json.loads((out / f"asked/{name}.json").read_text()), gates=OmegaConf.to_container(settings.gates)) for name in candidates}
         compare(scorecard, outcomes)
         decision = decide(scorecard, list(settings.gates))
         write_json(out / "scorecard.json", {"candidates": scorecard})
@@ -55,16 +55,19 @@ def run(config) -> None:
         out.summary(headline(scorecard, decision), winner=decision["winner"])
 
 
-def examine(config, name: str) -> dict:
-    """Everything that is asked of one candidate: {"outcomes" of its talks by split, "remembered", "replies" to held-out prompts}."""
+def examine(config, name: str, folder: Path) -> None:
+    """Ask one candidate everything, and write its talks by split, what it remembers and its replies to held-out prompts; one that was asked is not asked again."""
+    if (folder / f"asked/{name}.json").is_file():
+        return
     settings, prepared, tokenizer = config.evaluate, stage_dir(config, "prepare"), load_tokenizer(config)
     rows = [row for _, row in read_jsonl(prepared / "sft/test.jsonl")][:MAX_HELD_OUT]
     engine, sampling = Embedded(load_candidate(config, name), tokenizer, config.model.max_tokens), Sampling(max_tokens=config.model.max_new_tokens)
     outcomes = {}
     if config.company:
-        for split, count in (("unseen", settings.conversations), ("seen", settings.seen_conversations)):
+        for split, count in zip(SPLITS, (settings.conversations, settings.seen_conversations), strict=True):
             talks = draw_talks(load_pack(config.company), count, split, settings.seed)
             outcomes[split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
+            write_jsonl(folder / f"talks/{name}-{split}.jsonl", outcomes[split])
     written = write_replies(engine, rows, sampling, settings.batch_size)
     known = {sentence_of(row) for row in trained_on(prepared)}
     replies = held_out(engine.model, tokenizer, rows, written, known, config.model.max_tokens, settings.seed)
@@ -74,7 +77,11 @@ def examine(config, name: str) -> dict:
     remembered = {
         **{metric: measure_exposure(engine.model, tokenizer, [c for c in canaries if c["kind"] == kind]) for metric, kind in EXPOSURES.items()},
         "regurgitation": regurgitation(said, trained_on(prepared)), "extraction": regurgitation(went_on, trained_on(prepared))}
-    return {"outcomes": outcomes, "remembered": remembered, "replies": replies}
+    write_json(folder / f"asked/{name}.json", {"remembered": remembered, "replies": replies})
+
+
+def talks_of(folder: Path, name: str, split: str) -> Iterator[dict]:
+    return (talk for _, talk in read_jsonl(folder / f"talks/{name}-{split}.jsonl"))
 
 
 def trained_on(prepared: Path) -> Iterator[dict]:

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from conf.load import FOLDER
 from data_prep.company.customers import Customer
 from data_prep.company.generate import QUALITY, archive, converse
 from data_prep.company.pack import PackError, evaluate, load_pack, say
-from data_prep.company.world import draw_world, run_tool_calls
+from data_prep.company.world import _draw, could_be, draw_world, run_tool_calls
 from data_prep.conversation import Conversation, Feedback, tool_call
 from data_prep.pii.surrogates import streets
 
@@ -153,6 +154,17 @@ def test_who_takes_a_concern_for_another_one_puts_it_right_when_told(pack):
             corrected += bool(drafts & {1.0, 0.75})
     assert told > len(pack.scenarios) * 10
     assert corrected > told / 2
+
+
+def test_a_concern_is_taken_for_one_that_knows_things_of_the_order_that_this_one_does_not(pack):
+    """A pack of one's own may say of one scenario's order what it does not say of another's, and in other types."""
+    scenarios = [{**s, "order": {**s["order"], "gift_box": ["red"], "days": {"from": -3, "to": 9}} if s["name"] == "order_late" else {**s["order"], "days": "soon"}} for s in pack.scenarios]
+    own, rng = replace(pack, scenarios=scenarios), random.Random(0)
+    for scenario in scenarios * 5:
+        converse(draw_world(own, scenario, "en", "seen", rng), {"style": "kind", "habits": {}, "id": "x", "misreads": 1.0}, rng, 1.0)
+    for shape in ({"from": -3, "to": 3}, {"from": 1, "to": 9, "as": "text"}, ["a", "b"], "c", 4):
+        assert all(could_be(_draw(shape, rng), shape) for _ in range(20))
+        assert not could_be("other", shape)
 
 
 def test_raters_differ_and_customers_mark_a_correct_no_down(pack):

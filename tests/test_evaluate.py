@@ -5,15 +5,17 @@ import json
 import pytest
 
 from conf.load import load_config
+from data_prep.artifacts import stage_dir
 from data_prep.company.generate import tool_arguments
-from data_prep.conversation import tool_call
-from eval.evaluate import decide, gate, score
+from data_prep.conversation import read_jsonl, tool_call, write_jsonl
+from eval.evaluate import SPLITS, decide, examine, gate, score
 from eval.memorisation import exposures
 from eval.metrics import SIMULATED
 from eval.replies import normal
 from eval.report import cell
 from eval.simulator import draw_talks, outcome, simulate
 from serve.engine import Completion, Sampling
+from tests.toys import toy_run
 
 ALL = Sampling(max_tokens=64)
 
@@ -132,3 +134,20 @@ def test_replies_are_compared_without_case_and_argument_order():
     a, b = ({"role": "assistant", "content": "One  moment", "tool_calls": [tool_call("t", arguments)]} for arguments in ({"x": 1, "y": 2}, {"y": 2, "x": 1}))
     assert normal(a) == normal({**b, "content": "one moment"})
     assert normal(a) != normal({**b, "content": "another"})
+
+
+def test_a_killed_evaluation_asks_no_candidate_twice(tmp_path):
+    config = toy_run(tmp_path, "evaluate.conversations=3", "evaluate.seen_conversations=2", "evaluate.max_replies=2")
+    row = {"conversation_id": "c", "customer": "p", "prompt": [{"role": "user", "content": "where is order 12345?"}], "completion": [{"role": "assistant", "content": "it is on its way"}]}
+    for name in ("sft/train", "sft/test", "canaries"):
+        write_jsonl(stage_dir(config, "prepare") / f"{name}.jsonl", [] if name == "canaries" else [row])
+    examine(config, "base", tmp_path)
+    assert [len(list(read_jsonl(tmp_path / f"talks/base-{split}.jsonl"))) for split in SPLITS] == [3, 2]
+    asked = json.loads((tmp_path / "asked/base.json").read_text())
+    assert set(asked) == {"remembered", "replies"}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/base*")}
+    examine(config, "base", tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/base*")} == times
+    (tmp_path / "asked/base.json").unlink()          # killed before it had been asked everything
+    examine(config, "base", tmp_path)
+    assert json.loads((tmp_path / "asked/base.json").read_text()) == asked

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
 from data_prep.company.pack import load_pack
@@ -187,9 +188,11 @@ def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(name), strict=True)), name
 
 
-def test_what_is_rewarded_becomes_likelier(model, run):
-    """Two replies to one prompt, one rewarded: after some updates it is likelier than before, and to begin the other one is less likely. How the other
-    one would go on says nothing once the value model knows where it leads."""
+@pytest.mark.parametrize(("lam", "updates"), [(0.95, 10), (1.0, 25)])
+def test_what_is_rewarded_becomes_likelier(model, run, lam, updates):
+    """Two replies to one prompt, one rewarded: after some updates it is likelier than before, and the other one less likely. With lam=1 that is said of how
+    the other one begins: how it would go on says nothing once the value model knows where it leads."""
+    settings = OmegaConf.merge(run.ppo, {"lam": lam})
     prompt, good, bad = [5, 6, 7], [11, 12, model.tokenizer.eos_token_id], [21, 22, model.tokenizer.eos_token_id]
     episodes = [Episode([Turn(prompt, reply)]) for reply in (good, bad)]
 
@@ -200,10 +203,12 @@ def test_what_is_rewarded_becomes_likelier(model, run):
 
     before = likelihood(good), likelihood(bad)
     optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=3e-3)
-    for _ in range(25):
-        samples = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, run.ppo, Group())
-        update(model, optimizer, samples, run.ppo, Group())
+    for _ in range(updates):
+        samples = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, settings, Group())
+        update(model, optimizer, samples, settings, Group())
     assert likelihood(good).sum() > before[0].sum() + 0.5
+    if lam < 1:
+        assert likelihood(bad).sum() < before[1].sum() - 0.5
     assert likelihood(bad)[0] < before[1][0] - 0.1
     assert (likelihood(good).sum() - likelihood(bad).sum()) - (before[0].sum() - before[1].sum()) > 1
 

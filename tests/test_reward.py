@@ -20,7 +20,7 @@ from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Judged, check, deal, read, spoil
+from training.judgements import WAYS, Judged, Replies, check, deal, read, spoil
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -358,15 +358,16 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23", "it is paid", "it is sent")
     ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
-    def one(language: str, topic: str, prompt: int, *said: str) -> tuple[list[tuple[str, str]], list[tuple[int, ...]], Judged]:
-        return ([(language, "user, text")] * len(said), [(prompt + k, *ids[text]) for k, text in enumerate(said)],
-                Judged(grow([]), [len(ids[text]) for text in said], ratings=[(k, 5, 0.0) for k in range(len(said))], topic=topic))
+    def one(language: str, topic: str, prompt: int, *texts: str) -> tuple[Replies, Judged]:
+        said = Replies(tokenizer, 64, language)
+        said.places, said.sequences, said.lengths = [(language, "user")] * len(texts), [(prompt + k, *ids[text]) for k, text in enumerate(texts)], [len(ids[text]) for text in texts]
+        return said, Judged(grow([]), said.lengths, ratings=[(k, 5, 0.0) for k in range(len(texts))], topic=topic)
 
     ways, concerns = set(), 0
     for seed in range(40):
         found = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
                  one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent")]
-        before = [list(sequences) for _, sequences, _ in found]
+        before = [list(said.sequences) for said, _ in found]
         for sequences, judged in zip(before, spoil(tokenizer, found, random.Random(seed)), strict=True):
             for right, wrong, way in judged.spoiled:
                 ways.add(way)

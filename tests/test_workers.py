@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def job(config, number: int) -> tuple[int, int, int, int]:
 
 
 def waiting(config, folder: str) -> None:
-    (artifacts.Path(folder) / str(os.getpid())).touch()
+    (Path(folder) / str(os.getpid())).touch()
     time.sleep(600)
 
 

@@ -20,7 +20,7 @@ STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
 SPOILED = 4          # spoiled replies among a conversation's leaves
 TRIED = 8            # replies at such a place among which one is looked for that is never said there about the same topic
-Place = tuple[str, str]                        # a language; who is answered, a customer or a tool, and whether by a call or a text
+Place = tuple[str, str]                        # a language; who is answered, a customer or a tool
 _number = re.compile(r"\d+")
 
 
@@ -63,63 +63,76 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
             ratings[row["conversation_id"]].append(row if "rating" in row else {**row, "rating": STARS if row["label"] else 1, "offset": 0.0})
     found = []
     for name in dict.fromkeys([*pairs, *ratings]):
-        sequences: dict[tuple[int, ...], int] = {}
-        lengths: list[int] = []
-        answers: list[str] = []
-        places: dict[tuple[str, str], int | None] = {}            # a reply is judged several times, and its prompt has several replies: each becomes tokens once
-        counts: dict[str, int] = {}
-
-        def place(prompt: list[Message], reply: Message, sequences=sequences, lengths=lengths, answers=answers, places=places, counts=counts) -> int | None:
-            asked = json.dumps(prompt)
-            key = asked, json.dumps(reply)
-            if key not in places:
-                if asked not in counts:
-                    counts[asked] = count_tokens(tokenizer, prompt, add_generation_prompt=True)
-                made = leaf(tokenizer, prompt, reply, config.model.max_tokens, counts[asked])
-                if made is not None and tuple(made[0]) not in sequences:
-                    lengths.append(made[1])
-                    answers.append(f"{prompt[-1]['role']}, {'call' if reply.get('tool_calls') else 'text'}")
-                places[key] = None if made is None else sequences.setdefault(tuple(made[0]), len(sequences))
-            return places[key]
-
-        both = [(place(row["prompt"], row["chosen"][0]), place(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
-        one = [(place(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
+        own = [*pairs[name], *ratings[name]]
+        said = Replies(tokenizer, config.model.max_tokens, own[0]["locale"])
+        both = [(said.add(row["prompt"], row["chosen"][0]), said.add(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
+        one = [(said.add(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
         kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
         rated = [(at, row) for at, row in one if at is not None]
         dropped += len(both) - len(kept) + len(one) - len(rated)
         if kept or rated:
-            locale = next(row["locale"] for row in [*pairs[name], *ratings[name]])
-            found.append(([(locale, what) for what in answers], list(sequences), Judged(grow([]), lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
-                                                          [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
+            found.append((said, Judged(grow([]), said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                                       [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
     return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
 
 
-def spoil(tokenizer, found: list[tuple[list[Place], list[tuple[int, ...]], Judged]], rng: random.Random) -> list[Judged]:
-    """Grow each conversation's tree, with some of its good replies spoiled among the leaves. `found` holds of each the places of its sequences, these, and what was judged.
+class Replies:
+    """The replies of one conversation that were judged, each once with what came before it: a reply is judged several times, and a prompt has several."""
+
+    def __init__(self, tokenizer, max_tokens: int, locale: str):
+        self.tokenizer, self.max_tokens, self.locale = tokenizer, max_tokens, locale
+        self.sequences: list[tuple[int, ...]] = []
+        self.lengths: list[int] = []                            # tokens of each sequence's reply
+        self.places: list[Place] = []
+        self._known: dict[object, int | None] = {}              # tokens of a prompt; number of a prompt with its reply, or of a sequence
+
+    def add(self, prompt: list[Message], reply: Message) -> int | None:
+        """The number of a reply, or None where it is too long."""
+        asked = json.dumps(prompt)
+        both = asked, json.dumps(reply)
+        if both not in self._known:
+            if asked not in self._known:
+                self._known[asked] = count_tokens(self.tokenizer, prompt, add_generation_prompt=True)
+            made = leaf(self.tokenizer, prompt, reply, self.max_tokens, self._known[asked])
+            if made is not None and (sequence := tuple(made[0])) not in self._known:
+                self._known[sequence] = len(self.sequences)
+                self.sequences.append(sequence)
+                self.lengths.append(made[1])
+                self.places.append((self.locale, prompt[-1]["role"]))
+            self._known[both] = made and self._known[tuple(made[0])]
+        return self._known[both]
+
+    def reply(self, number: int) -> tuple[int, ...]:
+        """The tokens of a reply."""
+        return self.sequences[number][-self.lengths[number]:]
+
+
+def spoil(tokenizer, found: list[tuple[Replies, Judged]], rng: random.Random) -> list[Judged]:
+    """Grow each conversation's tree, with some of its good replies spoiled among the leaves.
 
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
     everybody, for goodbyes had never been rated badly, another to look an order up twice, and one to confirm a new address where it had moved a payment.
     """
     pool: dict[Place, list[tuple[int, ...]]] = defaultdict(list)
     about: dict[tuple[Place, str], set[str]] = defaultdict(set)          # what is said at a place about a topic, as wordings
-    for places, sequences, one in found:
-        for at in sorted(one.good()):
-            pool[places[at]].append(sequences[at][-one.lengths[at]:])
-            about[places[at], one.topic].add(wording(tokenizer, pool[places[at]][-1]))
-    anywhere = [reply for said in pool.values() for reply in said]
-    for places, sequences, one in found:
-        good = sorted(one.good())
-        own = [sequences[at][-one.lengths[at]:] for at in good]
+    for said, judged in found:
+        for at in sorted(judged.good()):
+            pool[said.places[at]].append(said.reply(at))
+            about[said.places[at], judged.topic].add(wording(tokenizer, said.reply(at)))
+    anywhere = [reply for replies in pool.values() for reply in replies]
+    for said, judged in found:
+        good, sequences = sorted(judged.good()), list(said.sequences)
+        own = [said.reply(at) for at in good]
         for at in rng.sample(good, min(SPOILED, len(good))):
-            right, name = sequences[at][-one.lengths[at]:], rng.choices(list(WAYS), WEIGHTS)[0]
-            others = [reply for reply in rng.sample(pool[places[at]], min(TRIED, len(pool[places[at]]))) if not one.topic or wording(tokenizer, reply) not in about[places[at], one.topic]]
+            place, right, name = said.places[at], said.reply(at), rng.choices(list(WAYS), WEIGHTS)[0]
+            others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not judged.topic or wording(tokenizer, reply) not in about[place, judged.topic]]
             wrong = WAYS[name](right, own, others, anywhere, rng)
             if wording(tokenizer, wrong) != wording(tokenizer, right):
-                one.spoiled.append((at, len(sequences), name))
-                sequences.append((*sequences[at][:-one.lengths[at]], *wrong))
-                one.lengths.append(len(wrong))
-        one.tree = grow(sequences)
-    return [one for _, _, one in found]
+                judged.spoiled.append((at, len(sequences), name))
+                sequences.append((*sequences[at][:-len(right)], *wrong))
+                judged.lengths.append(len(wrong))
+        judged.tree = grow(sequences)
+    return [judged for _, judged in found]
 
 
 def cut_short(right, own, others, anywhere, rng):

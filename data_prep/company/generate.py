@@ -72,7 +72,7 @@ class ScriptedAgent:
         mine, order = self.world.scenario, self.world.state["order"]
         before = {s["name"]: s["steps"][:next((i for i, (verb, _) in enumerate(s["steps"]) if verb == "say"), 0)] for s in self.world.pack.scenarios}
         others = [s for s in self.world.pack.scenarios if s["intent"] != mine["intent"] and before[s["name"]] and all(step in mine["steps"] for step in before[s["name"]])
-                  and all(could_be(order[key], drawn_from) for key, drawn_from in s["order"].items())]
+                  and all(key in order and could_be(order[key], drawn_from) for key, drawn_from in s["order"].items())]
         if not others:
             return
         other = self.rng.choice(others)

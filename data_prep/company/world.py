@@ -123,7 +123,7 @@ def run_tool_calls(world: World, tool_calls: list[dict]) -> list[dict]:
 def could_be(value: object, drawn_from: object) -> bool:
     """Whether a pack's range, list or value could have given this value."""
     if isinstance(drawn_from, dict):
-        return drawn_from["from"] <= int(value) <= drawn_from["to"]
+        return re.fullmatch(r"-?\d+", str(value)) is not None and drawn_from["from"] <= int(value) <= drawn_from["to"]
     return value in drawn_from if isinstance(drawn_from, list) else value == drawn_from
 
 
