@@ -102,7 +102,7 @@ def players(config, tokenizer, folder: Path, members: int) -> tuple[OneBase, dic
 
 
 def configuration(spec: dict):
-    own = [f"ppo.epochs={spec['epochs']}", f"ppo.minibatches={spec['minibatches']}", f"ppo.batch_tokens={spec['batch_tokens']}"]
+    own = [f"ppo.epochs={spec['epochs']}", f"ppo.minibatches={spec['minibatches']}", f"ppo.batch_tokens={spec['batch_tokens']}", "ppo.temperature=1.0"]          # as TRL's side draws
     if spec["run_dir"]:
         return recorded_config(Path(spec["run_dir"]), "ppo", [*spec["overrides"], *own, "ppo.start=sft"])
     gpu = spec["device"] == "cuda"

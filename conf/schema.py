@@ -170,7 +170,7 @@ class Ppo:
     start: str = MISSING                  # the stage whose adapter the policy goes on from: sft or dpo
     steps: int = MISSING
     episodes: int = MISSING
-    again: float = MISSING                # share of them with customers of the step before, those whose worst reply scored least
+    again: float = MISSING                # share of them with customers of the step before, those to whom a reply was the most better than expected
     max_replies: int = MISSING            # assistant messages after which a conversation is given up
     temperature: float = MISSING
     rollout_batch: int = MISSING
@@ -188,6 +188,8 @@ class Ppo:
     value_clip: float = MISSING
     lam: float = MISSING
     drafts: int = MISSING
+    language: float = MISSING
+    language_batch: int = MISSING
     turn_discount: float = MISSING
     beta: float = MISSING
     kl_target: float = MISSING            # nats a reply, summed over its tokens

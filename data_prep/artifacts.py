@@ -255,7 +255,7 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     if rank > 0:
         _wait(lambda: json.loads(mark.read_text()) == fingerprint)
         yield StageOutput(partial)
-        (partial / f"left-{rank}").touch()
+        write_json(partial / f"left-{rank}", peak_memory())
         return
     if partial.exists() and not (mark.is_file() and json.loads(mark.read_text()) == fingerprint):
         shutil.rmtree(partial)
@@ -266,7 +266,10 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
     out, started = StageOutput(partial), time.time()
     yield out
     for other in range(1, others + 1):
-        _wait((partial / f"left-{other}").unlink)
+        left = partial / f"left-{other}"
+        _wait(left.stat)
+        held_by_workers({-other: json.loads(left.read_text())})
+        left.unlink()
     mark.unlink()
     for checkpoints in list(partial.rglob("checkpoints")):
         shutil.rmtree(checkpoints, ignore_errors=True)

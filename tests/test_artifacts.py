@@ -5,7 +5,8 @@ import json
 import pytest
 
 from data_prep import artifacts
-from data_prep.artifacts import FileHashes, StageError, code_hash, hash_value, is_current, read_manifest, require, stage_output
+from data_prep.artifacts import FileHashes, StageError, code_hash, hash_value, is_current, read_manifest, require, stage_dir, stage_output
+from data_prep.conversation import write_json
 
 
 def test_a_stage_is_done_when_its_manifest_is_there(config):
@@ -41,6 +42,16 @@ def test_a_failed_stage_leaves_the_old_output_and_its_partial_work(config):
     config.fingerprint = {"seed": 2}
     with stage_output(config, "dpo") as out:
         assert not (out / "b.txt").exists(), "another fingerprint starts afresh"
+
+
+def test_the_memory_of_the_other_processes_of_a_stage_is_counted(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(artifacts, "_workers", {})
+    with stage_output(config, "sft") as out:
+        for rank, gib in ((1, 100), (2, 20)):
+            write_json(out / f"left-{rank}", gib * 2**30)
+    assert 120 < read_manifest(stage_dir(config, "sft"))["peak_memory_gib"] < 140
+    assert not list(stage_dir(config, "sft").glob("left-*"))
 
 
 def test_current_means_same_fingerprint_and_untouched_outputs(config, tmp_path):

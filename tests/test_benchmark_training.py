@@ -82,7 +82,6 @@ def test_a_page_tells_of_a_path_its_last_part_alone():
 
 
 def test_the_true_reward_tells_a_lost_conversation_from_a_won_one():
-    """By its worst reply, too: that is how the customers are chosen who come again."""
     class World:
         violations: ClassVar[list] = []
 

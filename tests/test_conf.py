@@ -3,11 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from conf.load import FOLDER, ConfigError, choices, load_config
+from data_prep.artifacts import StageError
+from training.pipeline import launcher
 
 GROUPS = sorted(p.name for p in FOLDER.iterdir() if p.is_dir() and p.name not in ("__pycache__", "stage", "serve"))
 OPTIONS = [(group, option) for group in GROUPS for option in choices(group)]
@@ -73,3 +76,11 @@ def test_an_unknown_stage_lists_the_choices(capsys):
 
     assert main(["stages=[dqo]"]) == 1
     assert "unknown stages ['dqo']; the stages are ['generate', 'anonymise', 'prepare'" in capsys.readouterr().err
+
+
+def test_a_launcher_is_found_beside_this_python_and_one_that_is_nowhere_is_named():
+    config = load_config(["hardware.launcher=torchrun --standalone --nproc_per_node 2"])
+    assert launcher(config) == [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+    assert launcher(load_config([])) == [sys.executable]
+    with pytest.raises(StageError, match="no command torchrum"):
+        launcher(load_config(["hardware.launcher=torchrum --nproc_per_node 2"]))

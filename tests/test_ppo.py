@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from statistics import mean
@@ -17,16 +18,17 @@ from omegaconf import OmegaConf
 
 from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
 from data_prep.company.pack import load_pack
-from data_prep.conversation import write_json
+from data_prep.conversation import read_jsonl, write_json
 from data_prep.hermes import parse_reply
 from tests.toys import ROOT, random_adapter, toy_run
 from training import ppo
 from training.adapters import OneBase
 from training.alarms import alarms, measured
+from training.ensemble import leaf
 from training.group import Group
 from training.models import load_base, load_tokenizer
-from training.ppo import Sample, adapted, appraise, beside_drafts, gae, least_liked, load_players, policy_loss, update, value_loss, whiten
-from training.rollouts import Episode, Local, Turn, play
+from training.ppo import Sample, adapted, appraise, beside_drafts, gae, load_players, most_surprising, policy_loss, update, value_loss, whiten
+from training.rollouts import Episode, Local, Turn, play, some_of, well_rated
 from training.trees import grow
 
 NUMBERS = st.floats(-3, 3, width=16).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -213,21 +215,55 @@ def test_what_is_rewarded_becomes_likelier(model, run, lam, updates):
     assert (likelihood(good).sum() - likelihood(bad).sum()) - (before[0].sum() - before[1].sum()) > 1
 
 
-def sample_of(*scores: float) -> Sample:
-    return Sample(grow([[1]]), [[[0]]], *[torch.zeros(1)] * 4, list(scores), 0.0, 0, len(scores))
+def test_a_reply_is_as_likely_as_it_was_to_be_drawn(model, run):
+    """At whatever temperature: else the first update would already find a policy that has moved, and clip it."""
+    settings = OmegaConf.merge(run.ppo, {"temperature": 0.5, "epochs": 1, "minibatches": 1})
+    samples = appraise(model, episodes_of(model, 6), lambda episodes, trees, replies: torch.randn(sum(map(len, replies))), 0.0, settings, Group())
+    assert update(model, torch.optim.SGD(model.parameters("policy"), lr=0.0), samples, settings, Group())["clipped"] == 0
+    other = OmegaConf.merge(settings, {"temperature": 1.0})
+    assert update(model, torch.optim.SGD(model.parameters("policy"), lr=0.0), samples, other, Group())["clipped"] > 0
+
+
+def test_the_archives_well_rated_replies_are_written_on_and_no_others(model, run):
+    """Beside a step that has nothing else to say; and where nobody was rated well, nothing of it is done."""
+    good = well_rated(run)
+    assert {row["stars"] for row in good} == {4.5}
+    rng, prompt = random.Random(0), good[0]["prompt"]
+    rated, other = (leaf(model.tokenizer, prompt, row["completion"][0], 200) for row in (good[0], next(row for _, row in read_jsonl(stage_dir(run, "prepare") / "sft/train.jsonl") if row["stars"] == 2)))
+
+    def likelihood(ids: list[int], length: int) -> float:
+        with torch.no_grad(), model.using("policy"):
+            tree = grow([ids])
+            return float(model.log_probs([tree], [[tree.leaves[0][-length:]]])[0].sum())
+
+    before = likelihood(*rated), likelihood(*other)
+    samples = appraise(model, episodes_of(model), lambda *_: torch.zeros(8), 0.0, run.ppo, Group())
+    for sample in samples:
+        sample.advantages = torch.zeros_like(sample.advantages)
+    for _ in range(3):
+        update(model, torch.optim.AdamW(model.parameters("policy"), lr=3e-3), samples, run.ppo, Group(), some_of(good, 4, model.tokenizer, 200, rng))
+    assert likelihood(*rated) > before[0] + 1
+    assert likelihood(*rated) - before[0] > likelihood(*other) - before[1] + 0.5
+    assert next(some_of([], 4, model.tokenizer, 200, rng), None) is None
+
+
+def sample_of(*advantages: float) -> Sample:
+    """A conversation of replies of two tokens, each given by the advantage of its first; that of its second is no matter."""
+    tokens = torch.tensor([each for first in advantages for each in (first, 99.0)])
+    return Sample(grow([[1]]), [[0, 0]] * len(advantages), torch.zeros(1), torch.zeros(1), tokens, torch.zeros(1), [0.0], 0.0, 0, 1)
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=1, max_size=8), st.integers(0, 8))
-def test_the_least_liked_are_those_whose_worst_reply_scored_least(scores, most):
-    numbers = [10 + 3 * k for k in range(len(scores))]
-    chosen = least_liked(numbers, [sample_of(*each) for each in scores], numbers, most, Group())
-    worst = dict(zip(numbers, map(min, scores), strict=True))
+def test_the_most_surprising_are_those_with_the_reply_that_was_most_better_than_expected(advantages, most):
+    numbers = [10 + 3 * k for k in range(len(advantages))]
+    chosen = most_surprising(numbers, [sample_of(*each) for each in advantages], numbers, most, Group())
+    best = dict(zip(numbers, map(max, advantages), strict=True))
     assert len(chosen) == len(set(chosen)) == min(most, len(numbers))
-    assert all(worst[a] <= worst[b] for a in chosen for b in set(numbers) - set(chosen))
+    assert all(best[a] >= best[b] for a in chosen for b in set(numbers) - set(chosen))
 
 
 @pytest.mark.slow
-def test_customers_who_were_served_badly_come_again_but_not_when_it_is_measured(run, monkeypatch):
+def test_customers_with_whom_something_can_be_learned_come_again_but_not_when_it_is_measured(run, monkeypatch):
     config, plain, asked = run.copy(), ppo.play, []
     config.fingerprint = {"seed": 4}
     monkeypatch.setattr(ppo, "play", lambda *args: asked.append(args[3]) or plain(*args))

@@ -80,7 +80,9 @@ def serving(server: Server) -> Server:
 
 
 @pytest.mark.slow
-def test_a_vllm_that_loads_each_adapter_does_what_transformers_do(run):
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_vllm_that_loads_each_adapter_does_what_transformers_do(run, temperature):
+    run.ppo.temperature, run.ppo.max_disagreement = temperature, 1e-3
     server = serving(Server(run))
     run.ppo.vllm = f"http://127.0.0.1:{server.server_port}"
     ppo.run(run)

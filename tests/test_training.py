@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,9 +172,12 @@ def test_somebody_elses_reply_fits_only_where_its_numbers_are_known():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A toy company archive prepared, and a toy base pretrained: what the trainers below start from."""
-    folder = tmp_path_factory.mktemp("toy")
-    return toy_config(folder)
+    """A toy company archive prepared, a toy base pretrained, and everything trained on it; the base as it was before is in `base.safetensors`."""
+    config = toy_config(tmp_path_factory.mktemp("toy"))
+    run_stages(config, "generate", "anonymise", "prepare", "pretrain")
+    shutil.copy(stage_dir(config, "pretrain") / "model/model.safetensors", Path(config.run_dir) / "base.safetensors")
+    run_stages(config, "sft", "reward", "dpo", "kto", "ppo", "rloo")
+    return config
 
 
 def toy_config(folder: Path, **changes):
@@ -215,11 +219,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
-    run_stages(toy, "generate", "anonymise", "prepare", "pretrain")
-    base = stage_dir(toy, "pretrain") / "model"
-    before = weights(base)
-    run_stages(toy, "sft", "reward", "dpo", "kto", "ppo", "rloo")
-    assert all(torch.equal(before[k], v) for k, v in weights(base).items()), "the base must not move"
+    before = weights(Path(toy.run_dir))
+    assert all(torch.equal(before[k], v) for k, v in weights(stage_dir(toy, "pretrain") / "model").items()), "the base must not move"
 
     sft = weights(stage_dir(toy, "sft") / "adapter")
     moved = {name: float(value.abs().max()) for name, value in sft.items() if "lora_B" in name}
@@ -240,31 +241,59 @@ def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
         assert any(not torch.equal(other[k], sft[k]) for k in sft)
 
 
-@pytest.mark.slow
-def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(toy):
-    """What `hardware.launcher` starts: torchrun over sft and ppo, each folder whole, learned, and with nothing pickled in it."""
+@pytest.fixture(scope="module")
+def together(toy):
+    """What `hardware.launcher` starts: two processes over each stage that they can train together, on half the batch each; and one process over the whole of it."""
     from training.pipeline import BY_NAME, STAGES, record_config
 
-    config = toy_config(Path(toy.run_dir).with_name("together"))
-    config.fingerprint = {"seed": 0}
-    Path(config.run_dir).mkdir()
-    for stage in ("prepare", "pretrain", "reward"):
-        (Path(config.run_dir) / stage).symlink_to(stage_dir(toy, stage))
-    config.sft.trainer.max_steps, config.sft.trainer.learning_rate, config.hardware.threads = 6, 1e-2, 1
-    config.ppo.start = "sft"
-    for number, name in enumerate(stage.name for stage in STAGES if stage.parallel):
+    runs = {}
+    for name, batch in (("alone", 4), ("together", 2)):
+        config = runs[name] = toy_config(Path(toy.run_dir).with_name(name))
+        Path(config.run_dir).mkdir()
+        for stage in ("prepare", "reward"):
+            (Path(config.run_dir) / stage).symlink_to(stage_dir(toy, stage))
+        config.pretrain.trainer.per_device_train_batch_size = config.hardware.sft_trainer.per_device_train_batch_size = batch
+        config.pretrain.trainer.max_steps = config.sft.trainer.max_steps = 6
+        config.pretrain.trainer.learning_rate, config.pretrain.trainer.warmup_steps = 5e-2, 1
+        config.hardware.threads, config.ppo.start = 2, "sft"
+    run_stages(runs["alone"], "pretrain", "sft")
+    config = runs["together"]
+    for name in (stage.name for stage in STAGES if stage.parallel):
         settings = record_config(config, BY_NAME[name], {"seed": 0})
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={29631 + number}", "-m", "training.pipeline", "--stage", name, str(settings)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training.pipeline", "--stage", name, str(settings)]
         made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert made.returncode == 0, made.stderr[-2000:]
+    return runs
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_stage_together_and_one_of_them_writes_it(together):
+    """Each folder whole, learned, with nothing pickled in it."""
+    from training.pipeline import STAGES
+
+    config = together["together"]
+    for name in (stage.name for stage in STAGES if stage.parallel):
         folder = stage_dir(config, name)
         assert read_manifest(folder)["summary"]
         assert not folder.with_name(f"{name}.partial").exists()
+        assert not list(folder.rglob("left-*"))
         assert not list(folder.rglob("*.bin")), "a pickle is not for handing on"
-        assert (folder / "adapter/adapter_model.safetensors").is_file()
-    assert all(float(value.abs().max()) > 0 for name, value in weights(stage_dir(config, "sft") / "adapter").items() if "lora_B" in name)
+        assert (folder / ("model/model.safetensors" if name == "pretrain" else "adapter/adapter_model.safetensors")).is_file()
     assert any(not torch.equal(a, weights(stage_dir(config, "sft") / "adapter")[name]) for name, a in weights(stage_dir(config, "ppo") / "adapter").items() if "lora_B" in name)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_two_processes_learn_what_one_does_from_the_same_batches(together, stage):
+    """Their gradients are averaged: of one that looked at its own half alone they would be others, and it would be somewhere else."""
+    alone, both = (weights(stage_dir(config, stage) / ("model" if stage == "pretrain" else "adapter")) for config in together.values())
+    assert set(alone) == set(both)
+    learned = [name for name in alone if stage == "pretrain" or "lora_B" in name]        # which begin at 0
+    apart = torch.stack([(alone[name] - both[name]).norm() for name in learned]).norm() / torch.stack([alone[name].norm() for name in learned]).norm()
+    assert sum(float(alone[name].abs().sum()) for name in learned) > 0
+    assert float(apart) < 0.02
+    norms = [json.loads(next(stage_dir(config, stage).rglob("curve.json")).read_text())[0]["grad_norm"] for config in together.values()]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
 
 @pytest.mark.slow

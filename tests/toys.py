@@ -48,6 +48,8 @@ def toy_run(folder: Path, *overrides: str):
         write_json(out / "calibration.json", {"members": [{"mean": -6.0, "std": 1.0}] * config.reward.members, "held_out": {"mean": -6.0, "std": 1.0}, "spread_penalty": 0.5, "temperature": 1.0})
     with stage_output(config, "prepare") as out:
         write_jsonl(out / "prompts/train.jsonl", [{"prompt": [{"role": "user", "content": f"where is order {number}?"}]} for number in range(20)])
+        said = [{"role": "assistant", "content": words[0]}], [{"role": "assistant", "content": words[1]}]
+        write_jsonl(out / "sft/train.jsonl", [{"prompt": [{"role": "user", "content": f"where is order {number}?"}], "completion": said[number % 2], "stars": [4.5, 2.0][number % 2]} for number in range(20)])
     return config
 
 

@@ -53,9 +53,9 @@ def index(trees: list[Tree], replies: list[list[list[int]]], device: torch.devic
     return {"ends": torch.tensor(ends, device=device).reshape(-1, 2), "said": torch.tensor(said, device=device).reshape(-1, 4)}
 
 
-def log_probs_of(hidden: torch.Tensor, lm_head: torch.nn.Module, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def log_probs_of(hidden: torch.Tensor, lm_head: torch.nn.Module, said: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(log p, entropy) in nats of the tokens `said`, each (N,), from hidden states (B, T, H): the vocabulary is looked at where they stand alone."""
-    log_p = lm_head(hidden[said[:, 0], said[:, 1]]).float().log_softmax(-1)
+    log_p = (lm_head(hidden[said[:, 0], said[:, 1]]).float() / temperature).log_softmax(-1)
     return log_p.gather(1, said[:, 2:3])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
@@ -107,9 +107,9 @@ class OneBase:
         """Last hidden states (B, T, H) of a batch of trees under the active adapter."""
         return self.model.get_base_model().model(**collate(trees, self.tokenizer.pad_token_id, self.device)).last_hidden_state
 
-    def log_probs(self, trees: list[Tree], replies: list[list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log p, entropy) of the replies' tokens under the active adapter, each flat, in nats."""
-        return log_probs_of(self.hidden(trees), self.model.get_base_model().lm_head, index(trees, replies, self.device)["said"])
+    def log_probs(self, trees: list[Tree], replies: list[list[list[int]]], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log p, entropy) of the replies' tokens under the active adapter, as it draws at a temperature; each flat, in nats."""
+        return log_probs_of(self.hidden(trees), self.model.get_base_model().lm_head, index(trees, replies, self.device)["said"], temperature)
 
     @torch.no_grad()
     def _in_batches(self, name: str, trees: list[Tree], replies: list[list[list[int]]], of: Callable, numbers: Callable[[list[list[int]]], int], max_tokens: int) -> list[torch.Tensor]:

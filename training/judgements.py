@@ -18,7 +18,7 @@ from training.trees import Tree, grow
 
 STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
-SPOILED = 4          # spoiled replies among a conversation's leaves
+SPOILED = 3          # spoiled replies among a conversation's leaves
 TRIED = 8            # replies at such a place among which one is looked for that is never said there about the same topic
 Place = tuple[str, str]                        # a language; who is answered, a customer or a tool
 _number = re.compile(r"\d+")
@@ -84,22 +84,24 @@ class Replies:
         self.sequences: list[tuple[int, ...]] = []
         self.lengths: list[int] = []                            # tokens of each sequence's reply
         self.places: list[Place] = []
-        self._known: dict[object, int | None] = {}              # tokens of a prompt; number of a prompt with its reply, or of a sequence
+        self._tokens: dict[str, int] = {}                       # of a prompt
+        self._numbers: dict[tuple[int, ...], int] = {}          # of a sequence
+        self._known: dict[tuple[str, str], int | None] = {}     # number of a prompt with its reply
 
     def add(self, prompt: list[Message], reply: Message) -> int | None:
         """The number of a reply, or None where it is too long."""
         asked = json.dumps(prompt)
         both = asked, json.dumps(reply)
         if both not in self._known:
-            if asked not in self._known:
-                self._known[asked] = count_tokens(self.tokenizer, prompt, add_generation_prompt=True)
-            made = leaf(self.tokenizer, prompt, reply, self.max_tokens, self._known[asked])
-            if made is not None and (sequence := tuple(made[0])) not in self._known:
-                self._known[sequence] = len(self.sequences)
+            if asked not in self._tokens:
+                self._tokens[asked] = count_tokens(self.tokenizer, prompt, add_generation_prompt=True)
+            made = leaf(self.tokenizer, prompt, reply, self.max_tokens, self._tokens[asked])
+            if made is not None and (sequence := tuple(made[0])) not in self._numbers:
+                self._numbers[sequence] = len(self.sequences)
                 self.sequences.append(sequence)
                 self.lengths.append(made[1])
                 self.places.append((self.locale, prompt[-1]["role"]))
-            self._known[both] = made and self._known[tuple(made[0])]
+            self._known[both] = None if made is None else self._numbers[tuple(made[0])]
         return self._known[both]
 
     def reply(self, number: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from peft import PeftModel
+from transformers.modeling_outputs import CausalLMOutput
 from trl.trainer.utils import FusedCausalLMOutput
 
 from training.models import IGNORE
@@ -18,15 +19,29 @@ class LossOfLabelled:
     attention never looks, and packed sequences are kept apart by their positions. Same value as theirs (tests/test_training.py).
     """
 
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        give_loss_of_labelled(model)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        network = self.accelerator.unwrap_model(model)
-        network = network.get_base_model() if isinstance(network, PeftModel) else network
-        hidden = network.model(**{key: inputs[key] for key in ("input_ids", "position_ids") if key in inputs}).last_hidden_state
-        labels = inputs["labels"][:, 1:]
+        loss = model(**{key: inputs[key] for key in ("input_ids", "position_ids", "labels") if key in inputs}, num_items_in_batch=num_items_in_batch)["loss"]
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes         # that many processes' gradients are averaged, and each has been divided by the labels of all
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def give_loss_of_labelled(model) -> None:
+    """Let the model's forward give this loss and nothing else. It is done there and not in the trainer, for a DistributedDataParallel around it averages only gradients of its forward."""
+    network = model.get_base_model() if isinstance(model, PeftModel) else model
+
+    @functools.wraps(type(network).forward)
+    def forward(input_ids, labels, position_ids=None, num_items_in_batch=None, **_):
+        hidden, labels = network.model(input_ids=input_ids, position_ids=position_ids).last_hidden_state, labels[:, 1:]
         learned = labels != IGNORE
         total = torch.nn.functional.cross_entropy(network.lm_head(hidden[:, :-1][learned]).float(), labels[learned], reduction="sum")
-        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
-        return (loss, {"loss": loss}) if return_outputs else loss
+        return CausalLMOutput(loss=total / (learned.sum() if num_items_in_batch is None else num_items_in_batch))
+
+    network.forward = forward
 
 
 def add_head_of_labelled(model, outputs: tuple[str, ...] = ("log_probs",)) -> None:

@@ -21,7 +21,7 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl.chat_template_utils import is_chat_template_stop_token_trained
 
-from data_prep.artifacts import ROOT, StageError, process_rank, require, stage_dir
+from data_prep.artifacts import ROOT, StageError, process_count, process_rank, require, stage_dir
 from data_prep.conversation import read_jsonl, truncate, write_json
 
 IGNORE = -100          # the label of a token that is not learned
@@ -36,7 +36,7 @@ def quieten(config) -> None:
     for name in ("accelerate", "datasets", "trl", "peft", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if config.hardware.threads:
-        torch.set_num_threads(config.hardware.threads)
+        torch.set_num_threads(max(1, config.hardware.threads // process_count()))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     transformers.set_seed(config.seed)

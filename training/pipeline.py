@@ -51,7 +51,7 @@ STAGES = (
     Stage("generate", "data_prep.company.generate", (), ("generate",), company=True),
     Stage("anonymise", "data_prep.anonymise", ("generate",), ("data", "anonymise"), ("phonenumbers", "python-stdnum", "simplemma"), company=True),
     Stage("prepare", "data_prep.prepare", ("anonymise",), ("prepare",), ("datasketch",), signed=True),
-    Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN),
+    Stage("pretrain", "training.pretrain", ("prepare",), ("model", "hardware", "trainer", "pretrain"), TRAIN, parallel=True),
     Stage("sft", "training.sft", ("prepare", "pretrain"), ("model", "hardware", "trainer", "sft"), TRAIN, parallel=True),
     Stage("reward", "training.reward", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "reward"), TRAIN),
     Stage("dpo", "training.dpo", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "dpo"), TRAIN),
@@ -159,10 +159,9 @@ def record_config(config, stage: Stage, wanted: dict) -> Path:
 def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     """Run one stage in a process of its own. Raises: StageError when it fails."""
     settings = record_config(config, stage, wanted)
-    launcher = shlex.split(config.hardware.launcher) if stage.parallel else []
-    command = [*(launcher or [sys.executable]), "-m", "training.pipeline", "--stage", stage.name, str(settings)]
+    command = [*(launcher(config) if stage.parallel else [sys.executable]), "-m", "training.pipeline", "--stage", stage.name, str(settings)]
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_SILENT": "true", "PYTHONHASHSEED": "0"}
-    if not stage.parallel:        # one process; with several GPUs in sight the Trainer would split its batches over them
+    if not (stage.parallel and config.hardware.launcher):        # one process; with several GPUs in sight the Trainer would split its batches over them
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not sys.stderr.isatty():
         environment["TQDM_MININTERVAL"] = "15"      # a log file wants a line now and then, not a bar
@@ -171,6 +170,15 @@ def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     code = subprocess.run(command, env=environment, cwd=ROOT, check=False, pass_fds=[lock]).returncode
     if code != 0:
         raise StageError(f"stage {stage.name} stopped (exit {code}); what it finished is kept, the same command goes on from there")
+
+
+def launcher(config) -> list[str]:
+    """What a stage is started by: hardware.launcher, looked for beside this Python first, or this Python. Raises: StageError where there is no such command."""
+    program, *rest = shlex.split(config.hardware.launcher) or [sys.executable]
+    found = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise StageError(f"hardware.launcher={config.hardware.launcher}: there is no command {program}, neither beside {sys.executable} nor in PATH")
+    return [found, *rest]
 
 
 def run_stage(name: str, settings: str) -> None:

@@ -7,6 +7,7 @@ A step: the policy talks to customers; the reward ensemble scores each reply whe
 advantages by GAE (arXiv:1506.02438) against the value model; some epochs of clipped updates. A reply is one action's worth of tokens: its reward
 stands on its last token, and `turn_discount` says how much of what follows in the conversation is credited to it. The world's truth
 takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
+The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too.
 
 Several processes: no DistributedDataParallel, which would not see the swapped adapters. Gradients are summed by hand, every mean is over all processes.
 """
@@ -18,7 +19,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from training.alarms import alarms, measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
 from training.models import last_checkpoint, load_tokenizer, tell, track
-from training.rollouts import Episode, Local, Vllm, answer, check_sampler, play
+from training.rollouts import Episode, Local, Vllm, Written, answer, check_sampler, play, some_of, well_rated
 from training.trees import Tree, in_batches
 
 
@@ -127,8 +128,13 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     scores = reward(episodes, trees, replies)
     ended = torch.tensor([turn.reply[-1] == model.tokenizer.eos_token_id for episode in episodes for turn in episode.turns])
     scores = scores - settings.missing_end_penalty * ~ended
-    old, ref = (model.by_token(name, trees, replies, lambda t, r: model.log_probs(t, r)[0], settings.batch_tokens) for name in ("policy", "ref"))
-    check_sampler(episodes, old, settings.max_disagreement)
+
+    def log_probs(name: str, temperature: float = settings.temperature) -> list[torch.Tensor]:
+        return model.by_token(name, trees, replies, lambda t, r: model.log_probs(t, r, temperature)[0], settings.batch_tokens)
+
+    old, ref = log_probs("policy"), log_probs("ref")
+    if any(turn.drawn for episode in episodes for turn in episode.turns):
+        check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
     values = model.by_token("value", trees, replies, functools.partial(values_of, model), settings.batch_tokens)
     samples, first = [], 0
     for i, tree in enumerate(trees):
@@ -144,16 +150,17 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     return samples
 
 
-def least_liked(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
-    """Of all processes' conversations `every`, the `most` whose worst reply scored least; `numbers` are this process's, of its samples. Most customers are served
-    well soon: to meet the others again is to learn where there is something to learn (Jiang et al. 2021, arXiv:2010.03934)."""
-    mine = {number: min(sample.scores) for number, sample in zip(numbers, samples, strict=True)}
-    worst = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))
-    return sorted(every, key=worst.get)[:most]
+def most_surprising(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
+    """Of all processes' conversations `every`, the `most` in which a reply was the most better than expected; `numbers` are this process's, of its samples. Many
+    customers are served well soon, some not whatever is tried: to meet the others again is to learn where something can be learned (arXiv:2010.03934)."""
+    mine = {number: max(float(each[0]) for each in sample.advantages.split([len(places) for places in sample.replies])) for number, sample in zip(numbers, samples, strict=True)}
+    best = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))
+    return sorted(every, key=best.get, reverse=True)[:most]
 
 
-def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sample], settings, group: Group) -> dict:
-    """Some epochs of clipped updates over the samples, in minibatches that keep their order, so that several processes do what one would."""
+def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sample], settings, group: Group, good: Iterator[Written] | None = None) -> dict:
+    """Some epochs of clipped updates over the samples, in minibatches that keep their order, so that several processes do what one would. Beside each some of the
+    archive's `good` replies, to go on writing (PPO-ptx, arXiv:2203.02155): else what is learned of one concern spreads to others that few customers of a step have."""
     policy, value = model.parameters("policy"), model.parameters("value")
     logged = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "entropy": 0.0}
     size, rounds = math.ceil(len(samples) / settings.minibatches), 0
@@ -169,7 +176,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
                 trees, replies = [s.tree for s in mine], [s.replies for s in mine]
                 old, advantages, values, returns = (torch.cat([getattr(s, name) for s in mine]).to(model.device) for name in ("old", "advantages", "values", "returns"))
                 with model.using("policy"):
-                    log_probs, entropy = model.log_probs(trees, replies)
+                    log_probs, entropy = model.log_probs(trees, replies, settings.temperature)
                     losses, cut = policy_loss(log_probs, old, advantages, settings.clip)
                     (losses.sum() / n).backward()
                 with model.using("value"):
@@ -177,6 +184,9 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
                     (errors.sum() / n).backward()
                 for name, each in (("policy_loss", losses), ("value_loss", errors), ("clipped", cut), ("entropy", entropy)):
                     sums[name] += float(each.detach().sum())
+            if good and (written := next(good, None)):
+                with model.using("policy"):
+                    (-settings.language / group.size * model.log_probs(*written)[0].mean()).backward()
             group.sum_gradients(policy + value)
             torch.nn.utils.clip_grad_norm_(policy, settings.max_grad_norm)
             torch.nn.utils.clip_grad_norm_(value, settings.max_grad_norm)
@@ -199,22 +209,14 @@ def run(config) -> None:
     gate = json.loads((source / "gate.json").read_text())
     with stage_output(config, "ppo") as out:
         if not gate["passed"]:
-            if not out.is_main:
-                return
-            write_json(out / "refusal.json", {"reason": gate["why"], "gate": gate["checks"]})
-            out.summary(f"refused: the reward model did not pass its gate ({gate['why']}); a policy would learn its mistakes. See {source}/gate.json", refused=gate["why"])
+            if out.is_main:
+                write_json(out / "refusal.json", {"reason": gate["why"], "gate": gate["checks"]})
+                out.summary(f"refused: the reward model did not pass its gate ({gate['why']}); a policy would learn its mistakes. See {source}/gate.json", refused=gate["why"])
             return
         tokenizer, group = load_tokenizer(config), Group()
         model = load_players(config, tokenizer)
         calibration = json.loads((source / "calibration.json").read_text())
-
-        def watched(episodes: list[Episode], trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
-            return rewards(model, calibration, trees, replies)
-
-        def watch(trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
-            return held_out_rewards(model, calibration, trees, replies)
-
-        curve = train_policy(config, model, watched, watch, Path(out), group)
+        curve = train_policy(config, model, lambda _, trees, replies: rewards(model, calibration, trees, replies), functools.partial(held_out_rewards, model, calibration), Path(out), group)
         if group.rank == 0:
             model.save("policy", out / "adapter")
             model.save("value", out / "value")
@@ -224,7 +226,7 @@ def run(config) -> None:
                      **{f"{name}_{when}": entry[name] for name in ("reward", "held_out") for when, entry in (("first", first), ("last", last))}}
             write_json(out / "metrics.json", facts)
             out.summary(f"{len(curve) - 1} steps of {config.ppo.episodes} conversations → reward {first['reward']:.2f} to {last['reward']:.2f}, held-out reward "
-                        f"{first['held_out']:.2f} to {last['held_out']:.2f}, {last['kl']:.2f} nats a reply from sft" + (f"; stopped: {last['stopped']}" if "stopped" in last else ""), **facts)
+                        f"{first['held_out']:.2f} to {last['held_out']:.2f}, {last['kl']:.2f} nats a reply from sft at temperature {config.ppo.temperature}" + (f"; stopped: {last['stopped']}" if "stopped" in last else ""), **facts)
 
 
 def load_players(config, tokenizer) -> OneBase:
@@ -248,10 +250,11 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
                 else Local(model, "policy", config.model.max_new_tokens, settings.temperature, settings.rollout_batch))
     pack = load_pack(config.company) if config.company else None
     rows = [] if pack else [row for _, row in read_jsonl(require(config, "prepare", "ppo") / "prompts/train.jsonl")]
+    good = well_rated(config) if settings.language else []
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
     checkpoint = last_checkpoint(out / "checkpoints", "state.json")
-    curve, beta, seen, again, good = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], snapshot(model))
+    curve, beta, seen, again, last_within = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], snapshot(model))
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
@@ -268,15 +271,15 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         samples = appraise(model, episodes, reward, beta, settings, group)
         entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
-            restore(model, good)
+            restore(model, "policy", last_within)
             curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: the policy is the last one within it"})
             break
-        good = snapshot(model)
-        again = least_liked(numbers, samples, every, int(settings.again * settings.episodes), group)
+        last_within = snapshot(model)
+        again = most_surprising(numbers, samples, every, int(settings.again * settings.episodes), group)
         if step < settings.steps:
             for group_of, rate in zip(optimizer.param_groups, (settings.learning_rate, settings.value_learning_rate), strict=True):
                 group_of["lr"] = rate * min(1.0, (step + 1) / max(1, settings.warmup)) * (1 - step / settings.steps * (1 - settings.final_rate))
-            entry |= update(model, optimizer, samples, settings, group)
+            entry |= update(model, optimizer, samples, settings, group, some_of(good, settings.language_batch, tokenizer, config.model.max_tokens, rng) if good else None)
             beta = adapted(beta, entry["kl"], settings.kl_target)
         curve.append(entry)
         if group.rank == 0:
@@ -284,7 +287,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
                 tqdm.write(line)
             tell(config, "ppo", entry)
             if (step + 1) % settings.save_steps == 0:
-                save(model, optimizer, good, {"curve": curve, "beta": beta, "seen": sorted(seen), "again": again}, out / "checkpoints")
+                save(model, optimizer, last_within, {"curve": curve, "beta": beta, "seen": sorted(seen), "again": again}, out / "checkpoints")
     return curve
 
 
@@ -293,14 +296,13 @@ def snapshot(model: OneBase) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def restore(model: OneBase, weights: list[torch.Tensor]) -> None:
-    for parameter, weight in zip(model.parameters("policy"), weights, strict=True):
+def restore(model: OneBase, name: str, weights: list[torch.Tensor]) -> None:
+    for parameter, weight in zip(model.parameters(name), weights, strict=True):
         parameter.copy_(weight)
 
 
 def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tensor], state: dict, folder: Path) -> None:
-    """A checkpoint in the place of the one before; `good` is the last policy that was measured within the budget. Random numbers are drawn anew from
-    seed and step, so that none need be kept."""
+    """A checkpoint in the place of the one before; `good` is the last policy within the budget. Random numbers come from seed and step: none need be kept."""
     fresh = folder / f"checkpoint-{len(state['curve'])}"
     fresh.mkdir(parents=True, exist_ok=True)
     torch.save({"policy": model.parameters("policy"), "value": model.parameters("value"), "good": good, "optimizer": optimizer.state_dict()}, fresh / "weights.pt")
@@ -310,11 +312,9 @@ def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tens
             shutil.rmtree(other)
 
 
-@torch.no_grad()
 def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str], list[int], list[torch.Tensor]]:
     saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=True), json.loads((folder / "state.json").read_text())
-    for name in ("policy", "value"):
-        for parameter, weight in zip(model.parameters(name), saved[name], strict=True):
-            parameter.copy_(weight)
+    restore(model, "policy", saved["policy"])
+    restore(model, "value", saved["value"])
     optimizer.load_state_dict(saved["optimizer"])
     return state["curve"], state["beta"], set(state["seen"]), state["again"], saved["good"]

@@ -66,7 +66,7 @@ def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[
     for value in argument_values(messages).values():
         if not isinstance(value, str) or not re.search(r"\d", value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
             continue
-        for word in set(re.findall(r"[^\W\d_]{3,}", value)):
+        for word in dict.fromkeys(re.findall(r"[^\W\d_]{3,}", value)):
             other = invented(words, rng)
             text = re.sub(rf"\b{word}\b", lambda m, other=other: other.lower() if m.group().islower() else other, text, flags=re.IGNORECASE)
     return json.loads(text)

@@ -133,13 +133,14 @@ def run(config) -> None:
     with stage_output(config, "pretrain") as out:
         arguments = trainer_arguments(config, "pretrain", Path(out), TrainingArguments)
         optimizer = MuonAndAdamW(model, arguments.learning_rate, arguments.weight_decay)
-        size = arguments.per_device_train_batch_size
+        size = arguments.train_batch_size * arguments.world_size
         order = [example for part in (drills[:copied], late, examples) for example in in_batches_of_like_length(part, size, rng)]
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORE)
         trainer = Pretrainer(model, arguments, train_dataset=Dataset.from_list(order), data_collator=collator, optimizers=(optimizer, None))
         curve = train(trainer, Path(out))
-        model.save_pretrained(out / "model")
-        tokenizer.save_pretrained(out / "model")
+        if out.is_main:
+            model.save_pretrained(out / "model")
+            tokenizer.save_pretrained(out / "model")
         parameters = sum(p.numel() for p in model.parameters())
         out.summary(f"{settings.drills} drills and {settings.conversations} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
                     parameters=parameters, loss=curve[-1]["loss"])

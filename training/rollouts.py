@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message, chat_message, read_jsonl, truncate
 from data_prep.hermes import parse_reply
 from training.adapters import OneBase
+from training.ensemble import leaf
+from training.judgements import GOOD
 from training.trees import Tree, grow
 
+Written = tuple[list[Tree], list[list[list[int]]]]         # texts of the archive, and the places of their replies' tokens
 PROBES = 128          # held-out prompts on which a policy's distance from SFT is measured
 
 
@@ -172,6 +176,20 @@ def answer(generate: Local | Vllm, tokenizer, rows: list[dict], numbers: list[in
     chosen = [random.Random(f"{seed}-{number}").choice(rows) for number in numbers]
     prompts = [prompt_ids(tokenizer, row["prompt"], max_tokens, room) for row in chosen]
     return [Episode(turns) for turns in several(generate, prompts, drafts, drawn)]
+
+
+def well_rated(config) -> list[dict]:
+    """The archive's replies of so many corrected stars that they are fit to be said, as rows of SFT."""
+    return [row for _, row in read_jsonl(require(config, "prepare", "this stage") / "sft/train.jsonl") if (row["stars"] or 0) >= GOOD]
+
+
+def some_of(rows: list[dict], size: int, tokenizer, max_tokens: int, rng: random.Random) -> Iterator[Written]:
+    """So many rows at a time, at random without end, as trees of one reply each and the places of its tokens."""
+    while rows:
+        made = [leaf(tokenizer, row["prompt"], row["completion"][0], max_tokens) for row in rng.sample(rows, min(size, len(rows)))]
+        trees = [(grow([ids]), length) for ids, length in filter(None, made)]
+        if trees:
+            yield [tree for tree, _ in trees], [[tree.leaves[0][-length:]] for tree, length in trees]
 
 
 def kl_from_sft(config, tokenizer, folder: Path) -> float:

@@ -81,7 +81,7 @@ def trainer_of(config, model, tokenizer, datasets: dict, folder: Path, changes) 
     arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **sampling)
     if not settings["packing"]:
         rng = random.Random(config.seed)
-        order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.per_device_train_batch_size, rng)
+        order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.train_batch_size * arguments.world_size, rng)
         datasets = {**datasets, "train": Dataset.from_list(order)}
-    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu and arguments.world_size == 1 else SFTTrainer
+    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
     return trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
