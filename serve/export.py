@@ -35,7 +35,7 @@ def run(config) -> None:
         adapter = None
         base = base if winner == "base" else str(stage_dir(config, "sft") / "full")
     with stage_output(config, "export") as out:
-        tokenizer = AutoTokenizer.from_pretrained(str(adapter or base), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(stage_dir(config, "sft") / "adapter" if adapter else base), trust_remote_code=False)      # SFT's serves all that went on from it
         template = tokenizer.chat_template
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
         if adapter:

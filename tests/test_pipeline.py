@@ -99,6 +99,18 @@ def test_the_export_is_a_stock_folder_and_serves(whole):
         assert chunks[-1].choices[0].finish_reason
 
 
+@pytest.mark.parametrize("winner", ["base", "sft", "dpo", "ppo"])
+def test_whoever_wins_can_be_exported(whole, tmp_path, winner):
+    copy = tmp_path / "won"
+    shutil.copytree(whole[0], copy)
+    shutil.rmtree(copy / "export")
+    decision = json.loads((copy / "evaluate/decision.json").read_text())
+    (copy / "evaluate/decision.json").write_text(json.dumps({**decision, "winner": winner}))
+    pipeline(copy, "stages=[export]")
+    assert json.loads((copy / "export/export.json").read_text())["winner"] == winner
+    assert (copy / "export/model/tokenizer.json").is_file()
+
+
 def test_release_says_what_was_served(whole):
     release = json.loads((whole[0] / "verify/release.json").read_text())
     assert release["winner"] in ("sft", "dpo", "ppo")
