@@ -62,6 +62,8 @@ STAGES = (
     Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
 )
+# For glibc: freed memory is kept for the next tensors. Given back, as is the default, every step asks for it page by page again: a tenth of the time of a small model on a CPU.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 28)}
 NOT_ITS_OWN = {"anonymise": ("signoff", "max_residual")}     # keys of a block that its stage does not read: to waive the sign-off anonymises nothing again
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -167,6 +169,8 @@ def start(config, stage: Stage, wanted: dict, lock: int) -> None:
         environment["TQDM_MININTERVAL"] = "15"      # a log file wants a line now and then, not a bar
     if config.hardware.threads:
         environment["OMP_NUM_THREADS"] = str(config.hardware.threads)
+    if config.hardware.trainer.use_cpu:
+        environment = {**KEEP_MEMORY, **environment}
     code = subprocess.run(command, env=environment, cwd=ROOT, check=False, pass_fds=[lock]).returncode
     if code != 0:
         raise StageError(f"stage {stage.name} stopped (exit {code}); what it finished is kept, the same command goes on from there")
