@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import random
 import sys
 import time
@@ -23,7 +22,7 @@ from statistics import mean
 
 import torch
 
-from benchmarks.shapes import LORA, ceiling, made_from, peak_bytes, random_adapter, random_base, shown, side, sizes, tokenizer_of, wait
+from benchmarks.shapes import LORA, ceiling, machine, made_from, peak_bytes, random_adapter, random_base, shown, side, sizes, tokenizer_of, wait
 from conf.load import load_config
 from data_prep.artifacts import recorded_config, require, stage_dir
 from data_prep.conversation import read_jsonl, write_json
@@ -38,6 +37,7 @@ from training.rollouts import Episode, Local, prompt_ids
 from training.trees import grow
 
 PROMPT, REPLY, BATCH, MICRO = 64, 48, 16, 4            # tokens and rows of the timed steps
+LONG_PROMPT = 512                                      # on a GPU: what a support conversation has behind it
 THREADS = 2                                            # of each side on a CPU
 REACHED = {"steps": 12, "batch": 64, "epochs": 2, "minibatches": 2, "reply_tokens": 64}
 LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)            # for TRL's side; ours has the one of conf/
@@ -117,13 +117,15 @@ def configuration(spec: dict):
 def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[str, dict]:
     """Steps of both on random weights; the first, in which memory is first asked for, is left out of the times."""
     base, rng = random_base(shape, folder / shape, device), random.Random(0)
-    spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "threads": THREADS, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (PROMPT + REPLY),
+    prompt = LONG_PROMPT if device == "cuda" else PROMPT
+    spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "threads": THREADS, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (prompt + REPLY),
             "reply_tokens": REPLY, "learning_rate": 1e-5, "lora": {"r": LORA.r, "lora_alpha": LORA.lora_alpha, "target_modules": "all-linear"}, "checkpointing": False,
-            "prompts": [[[rng.randrange(100, 500) for _ in range(PROMPT)] for _ in range(BATCH)] for _ in range(steps + 1)]}
-    found = {"ours, one reward model": side(sys.executable, ["benchmarks.ppo", "ours"], spec, folder / "ours"),
-             "ours, three and one that watches": side(sys.executable, ["benchmarks.ppo", "ours"], {**spec, "members": 3}, folder / "ours_3"),
-             "TRL 1.12": side(trl_python, ["benchmarks.ppo_trl"], spec, folder / "trl"),
-             "TRL 1.12, checkpointing (its default)": side(trl_python, ["benchmarks.ppo_trl"], {**spec, "checkpointing": True}, folder / "trl_checkpointing")}
+            "prompts": [[[rng.randrange(100, 500) for _ in range(prompt)] for _ in range(BATCH)] for _ in range(steps + 1)]}
+    found = {}
+    for name, python, module, changes in (("ours, one reward model", sys.executable, ["benchmarks.ppo", "ours"], {}), ("ours, three and one that watches", sys.executable, ["benchmarks.ppo", "ours"], {"members": 3}),
+                                          ("TRL 1.12", trl_python, ["benchmarks.ppo_trl"], {}), ("TRL 1.12, checkpointing (its default)", trl_python, ["benchmarks.ppo_trl"], {"checkpointing": True})):
+        print(name, file=sys.stderr, flush=True)
+        found[name] = side(python, module, {**spec, **changes}, folder / name.partition(" (")[0].replace(",", "").replace(" ", "_"))
     for each in found.values():
         each["steps"] = each["step"][1:]
         each["rollout"], each["step"] = (mean(each[key][1:]) for key in ("rollout", "step"))
@@ -186,8 +188,8 @@ def main(arguments: list[str]) -> dict:
     steps, out, work = int(options.pop("steps", 3)), Path(options.pop("out", "runs/bench_ppo/ppo.md")), Path(options.pop("work", "runs/bench_ppo")).resolve()
     results = {"timed": timed(trl_python, shape, device, steps, work)}
     trl = results["timed"]["TRL 1.12"]
-    lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {device}, {os.cpu_count()} cores: {shown('benchmarks.ppo', arguments)}", "",
-             f"{BATCH} prompts of {PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps "
+    lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {machine(device)}: {shown('benchmarks.ppo', arguments)}", "",
+             f"{BATCH} prompts of {LONG_PROMPT if device == 'cuda' else PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps "
              "(from the fastest to the slowest). TRL trains a value model whole, ours an adapter.", "",
              "| | seconds a step | rollout | the rest | time / TRL's | peak memory | memory / TRL's |", "|---|---|---|---|---|---|---|"]
     for name, each in results["timed"].items():

@@ -38,6 +38,8 @@ def random_base(shape: str, folder: Path, device: str, tokenizer=None) -> Path:
         model = LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()          # the sides are processes of their own: what this one kept of the GPU they would lack
     return folder
 
 
@@ -104,6 +106,11 @@ def ceiling(device: str, dtype: torch.dtype, width: int = 8192, rounds: int = 40
         a @ b
     wait(device)
     return 2 * width ** 3 * rounds / (time.perf_counter() - started)
+
+
+def machine(device: str) -> str:
+    """What something was measured on, in words."""
+    return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}" if device == "cuda" else f"a CPU, {os.cpu_count()} cores"
 
 
 def wait(device: str) -> None:

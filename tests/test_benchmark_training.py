@@ -66,7 +66,7 @@ def test_sft_and_dpo_beside_plain_trl(run, tmp_path):
 
 def test_random_weights_take_the_place_of_the_runs(run, tmp_path):
     folder, overrides = sft_dpo.on_random_weights(run, "toy", "cpu", tmp_path, [])
-    spec = {"what": "dpo", "way": "ours", "run_dir": str(folder), "overrides": overrides, "device": "cpu", "steps": 1, "batch": 4, "folder": str(tmp_path / "one")}
+    spec = {"what": "dpo", "way": "ours", "run_dir": str(folder), "overrides": overrides, "device": "cpu", "steps": 1, "batch": 4, "rows": 200, "folder": str(tmp_path / "one")}
     found = sft_dpo.one(spec)
     assert found["rows"] == 48
     assert found["peak"] > 1e8

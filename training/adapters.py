@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
+from training.lora import adding
 from training.models import load_base, put_adapter
 from training.trees import Tree, collate, in_batches
 
@@ -73,7 +74,7 @@ class OneBase:
 
     def add(self, name: str, folder: Path) -> None:
         """Load an adapter, and its head where it has one. Raises: StageError where it was made for another base."""
-        self.model = put_adapter(self.model or self.base, name, folder, lora_dropout=0.0).eval()
+        self.model = adding(put_adapter(self.model or self.base, name, folder, lora_dropout=0.0)).eval()
         if (folder / HEAD).is_file():
             self.heads[name] = Head(self.base.config.hidden_size).to(self.device)
             self.heads[name].load_state_dict(load_file(folder / HEAD))

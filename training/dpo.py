@@ -22,6 +22,7 @@ from data_prep.conversation import write_json
 from training.adapters import OneBase
 from training.ensemble import leaf
 from training.labelled import add_head_of_labelled
+from training.lora import adding
 from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
 from training.reward_gate import contested, kind
 from training.rollouts import kl_from_sft
@@ -93,7 +94,7 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
     dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order])
     if config.hardware.trainer.use_cpu:
         trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
-    return OffsetDPOTrainer(load_sft(config), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    return OffsetDPOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
 def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:

@@ -17,6 +17,7 @@ from trl import KTOConfig, KTOTrainer
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
 from training.labelled import add_head_of_labelled
+from training.lora import adding
 from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, train, trainer_arguments
 from training.rollouts import kl_from_sft
 
@@ -54,7 +55,7 @@ def run(config) -> None:
         dataset = Dataset.from_list([{key: row[key] for key in ("prompt", "completion", "label")} for row in order])
         if config.hardware.trainer.use_cpu:
             trl.trainer.kto_trainer.add_fused_lm_head = add_head_of_labelled
-        trainer = KTOTrainer(load_sft(config), args=arguments, train_dataset=dataset, processing_class=tokenizer)
+        trainer = KTOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
         metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}

@@ -29,6 +29,7 @@ from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, load_rewards
 from training.judgements import STARS, Judged, check, deal, read
+from training.lora import adding
 from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
 from training.reward_gate import enough, judge, often
 from training.trees import collate
@@ -160,7 +161,7 @@ def learn(config, judged: list[Judged], folder: Path, seed: int, base: torch.nn.
     """Train one reward model and save it with its head; a finished one is not trained again. A `base` that is given is left as it came. Returns its curve."""
     if (folder / "probe.json").is_file():
         return json.loads((folder / "curve.json").read_text())
-    tokenizer, model = load_tokenizer(config), RewardModel(load_sft(config, base))
+    tokenizer, model = load_tokenizer(config), RewardModel(adding(load_sft(config, base)))
     arguments = trainer_arguments(config, "reward", folder, TrainingArguments, remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
     trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
                             data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)

@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from training.labelled import LossOfLabelled
+from training.lora import adding
 from training.models import in_batches_of_like_length, load_base, load_tokenizer, lora_config, save_trained, sequences, train, trainer_arguments
 
 
@@ -43,7 +44,7 @@ def run(config) -> None:
         metrics = {}
         if config.sft.full_parameter:
             metrics["full"] = fit(config, load_base(config), tokenizer, datasets, Path(out) / "full", config.sft.full_trainer)
-        model = get_peft_model(load_base(config), lora_config(config.sft.lora))
+        model = adding(get_peft_model(load_base(config), lora_config(config.sft.lora)))
         metrics["lora"] = fit(config, model, tokenizer, datasets, Path(out) / "adapter", {})
         if not out.is_main:
             return
