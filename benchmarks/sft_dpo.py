@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -72,6 +73,7 @@ def one(spec: dict) -> dict:
     config = recorded_config(Path(spec["run_dir"]), "dpo", [*spec["overrides"], *(["hardware.trainer.gradient_checkpointing=false"] if spec["way"].endswith(UNCHECKED) else [])])
     quieten(config)
     tokenizer, folder, steps = load_tokenizer(config), Path(spec["folder"]), LEAST + spec["steps"]
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     fixed = {"max_steps": steps, "save_strategy": "no", "logging_steps": 1000, "disable_tqdm": True}
     started = time.perf_counter()
     trainer = (sft_trainer if spec["what"] == "sft" else dpo_trainer)(config, tokenizer, spec, folder, fixed)

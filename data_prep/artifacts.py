@@ -185,6 +185,7 @@ def is_current(folder: Path, fingerprint: str, hashes: FileHashes) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_BEGUN = time.time()
 _workers: dict[int, int] = {}          # by process, the most that workers of this one held
 
 
@@ -261,7 +262,8 @@ def stage_output(config, stage: str) -> Iterator[StageOutput]:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     for left in partial.glob("left-*"):
-        left.unlink()
+        if left.stat().st_mtime < _BEGUN:           # of a start that was killed; in a stage that had only to be finished another process may have come and gone already
+            left.unlink()
     write_json(mark, fingerprint)
     out, started = StageOutput(partial), time.time()
     yield out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -52,6 +53,24 @@ def test_the_memory_of_the_other_processes_of_a_stage_is_counted(config, monkeyp
             write_json(out / f"left-{rank}", gib * 2**30)
     assert 120 < read_manifest(stage_dir(config, "sft"))["peak_memory_gib"] < 140
     assert not list(stage_dir(config, "sft").glob("left-*"))
+
+
+@pytest.mark.parametrize(("age", "waited_for"), [(0, False), (3600, True)])
+def test_a_process_that_was_done_before_the_first_came_is_not_waited_for(config, monkeypatch, age, waited_for):
+    """As where a killed stage had only to be finished. What a process of the start before left there counts for nothing."""
+    waits = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(artifacts, "_workers", {})
+    monkeypatch.setattr(artifacts, "_wait", lambda ready: waits.append(left.exists()) or left.write_text("7"))
+    partial = stage_dir(config, "sft").with_name("sft.partial")
+    partial.mkdir(parents=True)
+    left = partial / "left-1"
+    write_json(partial / "fingerprint.json", {"seed": 0})
+    write_json(left, 7)
+    os.utime(left, (left.stat().st_mtime - age,) * 2)
+    with stage_output(config, "sft"):
+        pass
+    assert waits == [not waited_for]
 
 
 def test_current_means_same_fingerprint_and_untouched_outputs(config, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from benchmarks import gain, one_reply, ppo, sft_dpo, share
+from benchmarks import gain, one_reply, ppo, seeds, sft_dpo, share
 from benchmarks.shapes import random_base, shown, sizes
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_jsonl
@@ -75,6 +75,20 @@ def test_random_weights_take_the_place_of_the_runs(run, tmp_path):
 def test_a_token_is_multiplied_with_every_weight_but_the_table(run):
     base = load_base(run)
     assert sum(sizes(base)) == sum(p.numel() for p in base.parameters()), "the head is the table, and is counted once"
+
+
+def test_several_seeds_are_told_with_their_spread():
+    def outcomes(successes: int) -> list[dict]:
+        return [{"success": k < successes, "violations": [] if k < 90 else ["refund"]} for k in range(100)]
+
+    lines = seeds.table([(seed, {"sft": outcomes(60), "dpo": outcomes(70 + seed), "ppo": outcomes(80)}) for seed in (0, 1, 2)])
+    told = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:]}
+    assert told["success, sft"][-1] == "60.0% (60.0% to 60.0%) |"
+    assert told["success, dpo less sft, points"][-1] == "+11.0 (+10.0 to +12.0; [+8.5, +13.5]) |", "mean, range, and Student's t of three: 4.30 * 1 / sqrt(3)"
+    assert told["success, ppo less sft, points"][0].startswith("+20.0 [+")
+    assert told["violations, ppo less dpo, points"] == ["+0.0 [+0.0, +0.0]"] * 3 + ["+0.0 (+0.0 to +0.0; [+0.0, +0.0]) |"]
+    with pytest.raises(StageError, match="give 2 to"):
+        seeds.main(["runs=runs/dev"])
 
 
 def test_a_page_tells_of_a_path_its_last_part_alone():

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 import trl.trainer.dpo_trainer
-from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import write_json
 from training.adapters import OneBase
 from training.ensemble import leaf
+from training.group import Group
 from training.labelled import add_head_of_labelled
 from training.lora import adding
-from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, shared_dataset, train, trainer_arguments
 from training.reward_gate import contested, kind
 from training.rollouts import kl_from_sft
 from training.trees import grow
@@ -62,15 +62,17 @@ class OffsetDPOTrainer(DPOTrainer):
 
 
 def run(config) -> None:
-    tokenizer, settings = load_tokenizer(config), config.dpo
+    tokenizer, settings, group = load_tokenizer(config), config.dpo, Group()
     rows, too_long = preference_rows(config, tokenizer, "train", settings.pool)
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    rows = telling(config, tokenizer, rows, settings.max_pairs)
+    rows = group.same(lambda: telling(config, tokenizer, rows, settings.max_pairs))
     with stage_output(config, "dpo") as out:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
+        if not out.is_main:
+            return
         held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
@@ -90,8 +92,8 @@ def run(config) -> None:
 def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTrainer:
     """The trainer over these pairs, in batches of like length."""
     arguments = trainer_arguments(config, "dpo", folder, DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
-    order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
-    dataset = Dataset.from_list([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order])
+    order = in_batches_of_like_length(rows, arguments.train_batch_size * arguments.world_size, random.Random(config.seed))
+    dataset = shared_dataset([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order], folder, Group())
     if config.hardware.trainer.use_cpu:
         trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
     return OffsetDPOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed
 
@@ -22,6 +24,13 @@ class Group:
         if self.size > 1:
             torch.distributed.all_reduce(total)
         return total.tolist()
+
+    def same(self, make: Callable):
+        """What the first process makes, in all of them: the others wait for it."""
+        made = [make() if self.rank == 0 else None]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(made)
+        return made[0]
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         if self.size > 1:

@@ -11,14 +11,14 @@ import random
 from pathlib import Path
 
 import trl.trainer.kto_trainer
-from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
+from training.group import Group
 from training.labelled import add_head_of_labelled
 from training.lora import adding
-from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, train, trainer_arguments
+from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, shared_dataset, train, trainer_arguments
 from training.rollouts import kl_from_sft
 
 
@@ -51,13 +51,15 @@ def run(config) -> None:
     with stage_output(config, "kto") as out:
         arguments = trainer_arguments(config, "kto", Path(out), KTOConfig, max_length=None, train_sampling_strategy="sequential",
                                       desirable_weight=max(1.0, len(rows) / max(1, good) - 1), undesirable_weight=max(1.0, good / max(1, len(rows) - good)))
-        order = in_batches_of_like_length(rows, arguments.per_device_train_batch_size, random.Random(config.seed))
-        dataset = Dataset.from_list([{key: row[key] for key in ("prompt", "completion", "label")} for row in order])
+        order = in_batches_of_like_length(rows, arguments.train_batch_size * arguments.world_size, random.Random(config.seed))
+        dataset = shared_dataset([{key: row[key] for key in ("prompt", "completion", "label")} for row in order], Path(out), Group())
         if config.hardware.trainer.use_cpu:
             trl.trainer.kto_trainer.add_fused_lm_head = add_head_of_labelled
         trainer = KTOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)
         curve = train(trainer, Path(out))
         save_trained(trainer, out / "adapter")
+        if not out.is_main:
+            return
         metrics = {"good": good, "bad": len(rows) - good, "dropped_too_long": dropped, "loss": curve[-1]["loss"], "kl": kl_from_sft(config, tokenizer, out / "adapter")}
         write_json(out / "metrics.json", metrics)
         out.summary(f"{good} good and {len(rows) - good} bad replies → loss {curve[-1]['loss']:.3f}, {metrics['kl']:.2f} nats a reply from sft; {dropped} too long", **metrics)
