@@ -86,7 +86,7 @@ def ceiling(config, tokenizer, folder: Path) -> None:
         return
     changed = config.copy()
     OmegaConf.set_struct(changed, False)
-    changed.ppo.turn_discount, changed.ppo.drafts, changed.ppo.kl_budget = 1.0, 1, 1e9
+    changed.ppo.turn_discount, changed.ppo.drafts, changed.ppo.kl_budget, changed.ppo.average = 1.0, 1, 1e9, 1.0
     model = ppo.load_players(changed, tokenizer)
     curve = ppo.train_policy(changed, model, true_reward, lambda trees, replies: torch.zeros(1), folder / "ceiling", Group())
     write_json(folder / "ceiling/curve.json", curve)

@@ -147,6 +147,7 @@ class Dpo:
     pool: int | None = MISSING            # a random part of more pairs than so many
     max_pairs: int | None = MISSING       # of these are trained on, half of them the ones SFT gets most wrong
     offset: float = MISSING               # times log(1 + gap in stars): how much further apart a pair is kept
+    average: float = MISSING              # share of what was trained in the average with SFT that goes out, above 0 up to 1
     trainer: dict[str, Any] = MISSING
 
 
@@ -194,6 +195,7 @@ class Ppo:
     beta: float = MISSING
     kl_target: float = MISSING            # nats a reply, summed over its tokens
     kl_budget: float = MISSING
+    average: float = MISSING              # share of what was trained in the average with the weights it began with, above 0 up to 1
     missing_end_penalty: float = MISSING
     save_steps: int = MISSING
 

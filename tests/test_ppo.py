@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
 from data_prep.company.pack import load_pack
@@ -316,10 +317,8 @@ def killed_and_run_again(config, saves: int, monkeypatch) -> None:
     ppo.run(config)
 
 
-def weights_of(config) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(stage_dir(config, "ppo") / "adapter/adapter_model.safetensors")
+def weights_of(config, stage: str = "ppo") -> dict[str, torch.Tensor]:
+    return load_file(stage_dir(config, stage) / "adapter/adapter_model.safetensors")
 
 
 @pytest.mark.slow
@@ -403,6 +402,19 @@ def test_without_a_world_it_learns_on_the_archives_prompts(tmp_path):
     config = toy_run(tmp_path, "company=null", "ppo.steps=1", "ppo.episodes=4")
     ppo.run(config)
     assert {entry["replies"] for entry in curve_of(config)} == {1.0}
+
+
+def test_what_goes_out_is_half_way_between_where_it_began_and_where_it_came_to(tmp_path):
+    found = {}
+    for average in (1.0, 0.5):
+        config = toy_run(tmp_path / str(average), "company=null", "ppo.steps=1", "ppo.episodes=4", f"ppo.average={average}")
+        ppo.run(config)
+        found[average] = weights_of(config)
+    begun = weights_of(config, "sft")
+    assert all(torch.allclose(found[0.5][name], (begun[name] + own) / 2, atol=1e-6) for name, own in found[1.0].items())
+    assert any(not torch.allclose(begun[name], own, atol=1e-4) for name, own in found[1.0].items())
+    with pytest.raises(StageError, match=r"ppo.average=0.0 must be above 0"):
+        ppo.run(toy_run(tmp_path / "none", "ppo.average=0.0"))
 
 
 @pytest.mark.parametrize(("name", "changes"), [

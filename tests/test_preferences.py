@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import tool_call, write_jsonl
@@ -39,6 +40,22 @@ def run(tmp_path_factory):
             write_jsonl(out / f"prompts/{split}.jsonl", rows(6))
         write_jsonl(out / "unpaired/train.jsonl", [{**row, "completion": row[side], "by": "agent", "rating": stars, "offset": 0.0} for row in rows(12) for side, stars in (("chosen", 5), ("rejected", 1))])
     return config
+
+
+@pytest.mark.slow
+def test_what_goes_out_is_half_way_between_sft_and_what_was_trained(run):
+    found = {}
+    for average in (1.0, 0.5):
+        config = run.copy()
+        config.dpo.average, config.fingerprint = average, {"average": average}
+        dpo.run(config)
+        found[average] = load_file(stage_dir(config, "dpo") / "adapter/adapter_model.safetensors")
+    sft = load_file(stage_dir(run, "sft") / "adapter/adapter_model.safetensors")
+    assert any(not torch.allclose(sft[name], own, atol=1e-4) for name, own in found[1.0].items())
+    assert all(torch.allclose(found[0.5][name], (sft[name] + own) / 2, atol=1e-6) for name, own in found[1.0].items())
+    config.dpo.average = 1.5
+    with pytest.raises(StageError, match=r"dpo.average=1.5 must be above 0"):
+        dpo.run(config)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Judged, Replies, check, deal, read, spoil
+from training.judgements import WAYS, Around, Judged, Replies, another_value, check, deal, read, spoil
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -380,8 +380,22 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
                     assert {good.removesuffix("<|im_end|>"), made.removesuffix("<|im_end|>")} in ({"it is paid", "it is sent"}, {"ja, das geht", "nein, das nicht"}, {"yes, of course", "no, I am sorry"})
                     concerns += 1
                 assert way != "another concern" or not good.startswith("order"), "another number is no other wording"
-    assert ways == set(WAYS)
+    assert ways == set(WAYS) - {"another value"}, "none of these takes a number from its conversation"
     assert concerns > 20
+
+
+def test_a_number_that_was_taken_from_the_conversation_is_put_wrong_and_no_other(run):
+    tokenizer = load_tokenizer(run)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
+    around = Around(ids("order 20362 has days 6 and due 13, fee 18"), [], [], [], digits)
+    made = {tokenizer.decode(another_value(ids("pay in 13 days, 99 at most"), around, random.Random(seed))) for seed in range(50)}
+    assert made == {"pay in 6 days, 99 at most", "pay in 18 days, 99 at most"}, "99 is not of the conversation, and 20362 is no number of that kind"
+    assert another_value(ids("pay in 77 days"), around, random.Random(0)) == ids("pay in 77 days")
+    assert another_value(ids("pay in 13 days"), around._replace(before=ids("due 13")), random.Random(0)) == ids("pay in 13 days"), "there is no other"
 
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():

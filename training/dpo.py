@@ -63,6 +63,8 @@ class OffsetDPOTrainer(DPOTrainer):
 
 def run(config) -> None:
     tokenizer, settings, group = load_tokenizer(config), config.dpo, Group()
+    if not 0 < settings.average <= 1:
+        raise StageError(f"dpo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
     rows, too_long = preference_rows(config, tokenizer, "train", settings.pool)
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
@@ -70,6 +72,7 @@ def run(config) -> None:
     with stage_output(config, "dpo") as out:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
+        averaged(trainer.accelerator.unwrap_model(trainer.model), settings.average)
         save_trained(trainer, out / "adapter")
         if not out.is_main:
             return
@@ -126,6 +129,19 @@ def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]
     others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), len(margin) - len(hard))
     others.sort(key=lambda place: not either_way[place])
     return [rows[place] for place in sorted([*hard, *others[: most - len(hard)]])]
+
+
+@torch.no_grad()
+def averaged(model, share: float) -> None:
+    """Put the weights of the policy's adapter between its reference's (0) and its own (1).
+
+    Pairs are of some concerns more than of others, and what is learned of these spreads: an open order was cancelled for who had only asked where it is. Half way
+    back to SFT most of such harm is gone and most of the gain is not (model averaging, arXiv:2309.06256, arXiv:2109.01903).
+    """
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if ".default." in name:
+            weight.lerp_(weights[name.replace(".default.", ".ref.")], 1 - share)
 
 
 def offset_of(gap: float, scale: float) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from data_prep.artifacts import StageError, require
 from data_prep.conversation import Message, read_jsonl
@@ -109,11 +111,22 @@ class Replies:
         return self.sequences[number][-self.lengths[number]:]
 
 
+class Around(NamedTuple):
+    """Where a reply stands that is to be spoiled: the tokens before it; good replies of its conversation, of such places in ones about something else, and of all; the tokens that are digits."""
+
+    before: tuple[int, ...]
+    own: list[tuple[int, ...]]
+    others: list[tuple[int, ...]]
+    anywhere: list[tuple[int, ...]]
+    digits: set[int]
+
+
 def spoil(tokenizer, found: list[tuple[Replies, Judged]], rng: random.Random) -> list[Judged]:
     """Grow each conversation's tree, with some of its good replies spoiled among the leaves.
 
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
-    everybody, for goodbyes had never been rated badly, another to look an order up twice, and one to confirm a new address where it had moved a payment.
+    everybody, for goodbyes had never been rated badly, another to look an order up twice, one to confirm a new address where it had moved a payment, and one
+    to name the days of the delivery where those of the payment were asked for.
     """
     pool: dict[Place, list[tuple[int, ...]]] = defaultdict(list)
     about: dict[tuple[Place, str], set[str]] = defaultdict(set)          # what is said at a place about a topic, as wordings
@@ -122,34 +135,56 @@ def spoil(tokenizer, found: list[tuple[Replies, Judged]], rng: random.Random) ->
             pool[said.places[at]].append(said.reply(at))
             about[said.places[at], judged.topic].add(wording(tokenizer, said.reply(at)))
     anywhere = [reply for replies in pool.values() for reply in replies]
+    digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
     for said, judged in found:
         good, sequences = sorted(judged.good()), list(said.sequences)
         own = [said.reply(at) for at in good]
         for at in rng.sample(good, min(SPOILED, len(good))):
-            place, right, name = said.places[at], said.reply(at), rng.choices(list(WAYS), WEIGHTS)[0]
+            place, right = said.places[at], said.reply(at)
             others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not judged.topic or wording(tokenizer, reply) not in about[place, judged.topic]]
-            wrong = WAYS[name](right, own, others, anywhere, rng)
-            if wording(tokenizer, wrong) != wording(tokenizer, right):
-                judged.spoiled.append((at, len(sequences), name))
-                sequences.append((*sequences[at][:-len(right)], *wrong))
-                judged.lengths.append(len(wrong))
+            around = Around(sequences[at][:-len(right)], own, others, anywhere, digits)
+            for name in rng.choices(list(WAYS), WEIGHTS, k=2):           # the second, where the first finds nothing to do
+                wrong = WAYS[name](right, around, rng)
+                if wording(tokenizer, wrong) != wording(tokenizer, right) or (name == "another value" and wrong != right):
+                    judged.spoiled.append((at, len(sequences), name))
+                    sequences.append((*sequences[at][:-len(right)], *wrong))
+                    judged.lengths.append(len(wrong))
+                    break
         judged.tree = grow(sequences)
     return [judged for _, judged in found]
 
 
-def cut_short(right, own, others, anywhere, rng):
+def numbers(ids: Sequence[int], digits: set[int]) -> list[tuple[int, int]]:
+    """Where numbers stand among tokens: (start, end) of each."""
+    edges = [0, *(place for place in range(1, len(ids)) if (ids[place] in digits) != (ids[place - 1] in digits)), len(ids)]
+    return [(start, end) for start, end in itertools.pairwise(edges) if start < end and ids[start] in digits]
+
+
+def another_value(right, around, rng):
+    """The reply with a number that it takes from the conversation put wrong: another one that stands there, of about as many digits. As it is, where it takes none."""
+    known = {tuple(around.before[a:b]) for a, b in numbers(around.before, around.digits)}
+    taken = [(a, b) for a, b in numbers(right, around.digits) if tuple(right[a:b]) in known]
+    if not taken:
+        return right
+    start, end = rng.choice(taken)
+    instead = sorted(number for number in known - {tuple(right[start:end])} if abs(len(number) - (end - start)) <= 1)
+    return (*right[:start], *rng.choice(instead), *right[end:]) if instead else right
+
+
+def cut_short(right, around, rng):
     return (*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1])
 
 
-def spliced(right, own, others, anywhere, rng):
-    other = rng.choice(anywhere)
+def spliced(right, around, rng):
+    other = rng.choice(around.anywhere)
     return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
 
 
-WEIGHTS = 2, 4, 1, 1, 1
-# A reply that was right at another turn of the conversation; at such a place of a conversation about something else; in any other one; one that breaks off; one that goes on as another.
-WAYS = {"another turn": lambda right, own, others, anywhere, rng: rng.choice(own), "another concern": lambda right, own, others, anywhere, rng: rng.choice(others or own),
-        "another language": lambda right, own, others, anywhere, rng: rng.choice(anywhere), "cut short": cut_short, "spliced": spliced}
+WEIGHTS = 3, 4, 3, 1, 1, 1
+# A reply that was right at another turn of the conversation; at such a place of a conversation about something else; with a number of the conversation in the place of another; of any other conversation;
+# one that breaks off; one that goes on as another.
+WAYS = {"another turn": lambda right, around, rng: rng.choice(around.own), "another concern": lambda right, around, rng: rng.choice(around.others or around.own), "another value": another_value,
+        "another language": lambda right, around, rng: rng.choice(around.anywhere), "cut short": cut_short, "spliced": spliced}
 
 
 def check(judged: list[Judged]) -> None:

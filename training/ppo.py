@@ -7,7 +7,8 @@ A step: the policy talks to customers; the reward ensemble scores each reply whe
 advantages by GAE (arXiv:1506.02438) against the value model; some epochs of clipped updates. A reply is one action's worth of tokens: its reward
 stands on its last token, and `turn_discount` says how much of what follows in the conversation is credited to it. The world's truth
 takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
-The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too.
+The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too. What goes out is the average of its weights and
+those it began with (`average`): most of what was learned stays, most of what was forgotten comes back (arXiv:2309.06256, as in dpo.py).
 
 Several processes: no DistributedDataParallel, which would not see the swapped adapters. Gradients are summed by hand, every mean is over all processes.
 """
@@ -204,6 +205,8 @@ def run(config) -> None:
     source, settings = require(config, "reward", "ppo"), config.ppo
     if settings.start not in ("sft", "dpo") or not 0 <= settings.again < 1 or int(settings.again * settings.episodes) >= settings.episodes:
         raise StageError(f"ppo.start={settings.start} must be sft or dpo, and ppo.again={settings.again} a share from 0 to less than 1, so that new customers come at every step")
+    if not 0 < settings.average <= 1:
+        raise StageError(f"ppo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
     if settings.drafts > 1 and settings.turn_discount:
         raise StageError(f"ppo.turn_discount={settings.turn_discount} with ppo.drafts={settings.drafts}: nothing follows a draft that was not said; set one of them to 0 and 1")
     gate = json.loads((source / "gate.json").read_text())
@@ -253,12 +256,14 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     good = well_rated(config) if settings.language else []
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
-    checkpoint = last_checkpoint(out / "checkpoints", "state.json")
+    checkpoint, start = last_checkpoint(out / "checkpoints", "state.json"), snapshot(model)
     curve, beta, seen, again, last_within = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], snapshot(model))
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
-        again = again if step < settings.steps else []           # the last round only measures where the policy has come to
+        if step == settings.steps:           # the last round only measures where the policy has come to
+            again = []
+            restore(model, "policy", [torch.lerp(begun, own, settings.average) for begun, own in zip(start, snapshot(model), strict=True)])
         rng = random.Random(f"{config.seed}-{step}")
         every = [*range(step * settings.episodes, (step + 1) * settings.episodes - len(again)), *again]
         rng.shuffle(every)          # so that every minibatch holds new customers and others

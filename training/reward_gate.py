@@ -158,7 +158,7 @@ def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:
 
 
 def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dict:
-    """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, cut short, spliced."""
+    """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, a number put wrong, cut short, spliced."""
     ways = np.array([way for one in judged for _, _, way in one.spoiled])
     apart = gaps(reward, judged, [((i, better), (i, worse)) for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
     if not len(apart):
