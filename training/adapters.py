@@ -112,6 +112,11 @@ class OneBase:
         """(log p, entropy) of the replies' tokens under the active adapter, as it draws at a temperature; each flat, in nats."""
         return log_probs_of(self.hidden(trees), self.model.get_base_model().lm_head, index(trees, replies, self.device)["said"], temperature)
 
+    def values(self, trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
+        """The estimate of the value adapter, which must be the active one, before each token of the replies, flat."""
+        said = index(trees, replies, self.device)["said"]
+        return self.heads["value"].linear(self.hidden(trees)[said[:, 0], said[:, 1]].float())[:, 0]
+
     @torch.no_grad()
     def _in_batches(self, name: str, trees: list[Tree], replies: list[list[list[int]]], of: Callable, numbers: Callable[[list[list[int]]], int], max_tokens: int) -> list[torch.Tensor]:
         """`of` (trees, replies) → flat, under an adapter, in batches; split into one tensor a tree, each with `numbers` (its replies), float32 on the CPU."""

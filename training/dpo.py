@@ -20,10 +20,10 @@ from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import write_json
 from training.adapters import OneBase
 from training.ensemble import leaf
-from training.group import Group
+from training.group import Group, shared_dataset
 from training.labelled import add_head_of_labelled
 from training.lora import adding
-from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, shared_dataset, train, trainer_arguments
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
 from training.reward_gate import contested, kind
 from training.rollouts import kl_from_sft
 from training.trees import grow

@@ -1,9 +1,11 @@
-"""Several processes that train one policy, without DistributedDataParallel: it does not see adapters that are swapped under it."""
+"""Several processes that train together, where DistributedDataParallel does not do it: it does not see adapters that are swapped under it, nor rows that all must read alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import datasets
 import torch
 import torch.distributed
 
@@ -38,3 +40,15 @@ class Group:
             torch.distributed.all_reduce(flat)
             for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 parameter.grad.copy_(grad.view_as(parameter))
+
+
+def shared_dataset(rows: list[dict], folder: Path, group: Group) -> datasets.Dataset:
+    """The rows as a dataset on disk beside the checkpoints: what TRL caches of it, such as the reference's log-probs, is found there by all processes, and by a run that goes on."""
+    place = folder / "checkpoints" / "rows"
+
+    def write() -> None:
+        if not (place / "state.json").is_file():          # written last
+            datasets.Dataset.from_list(rows).save_to_disk(place)
+
+    group.same(write)
+    return datasets.load_from_disk(place)

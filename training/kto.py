@@ -15,10 +15,10 @@ from trl import KTOConfig, KTOTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
-from training.group import Group
+from training.group import Group, shared_dataset
 from training.labelled import add_head_of_labelled
 from training.lora import adding
-from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, shared_dataset, train, trainer_arguments
+from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, train, trainer_arguments
 from training.rollouts import kl_from_sft
 
 

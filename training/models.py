@@ -23,7 +23,6 @@ from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from data_prep.artifacts import ROOT, StageError, process_count, process_rank, require, stage_dir
 from data_prep.conversation import read_jsonl, truncate, write_json
-from training.group import Group
 
 IGNORE = -100          # the label of a token that is not learned
 
@@ -254,18 +253,6 @@ def tell(config, stage: str, entry: dict) -> None:
         import wandb
 
         (wandb.run or wandb.init()).log({f"{stage}/{name}": value for name, value in entry.items() if isinstance(value, float)}, step=entry["step"])
-
-
-def shared_dataset(rows: list[dict], folder: Path, group: Group) -> datasets.Dataset:
-    """The rows as a dataset on disk beside the checkpoints: what TRL caches of it, such as the reference's log-probs, is found there by all processes, and by a run that goes on."""
-    place = folder / "checkpoints" / "rows"
-
-    def write() -> None:
-        if not (place / "state.json").is_file():          # written last
-            datasets.Dataset.from_list(rows).save_to_disk(place)
-
-    group.same(write)
-    return datasets.load_from_disk(place)
 
 
 class StopOnNan(TrainerCallback):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
-from training.adapters import OneBase, index
+from training.adapters import OneBase
 from training.alarms import alarms, measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
@@ -116,12 +116,6 @@ def adapted(beta: float, kl: float, target: float) -> float:
 Reward = Callable[[list[Episode], list[Tree], list[list[list[int]]]], torch.Tensor]      # of each reply, flat
 
 
-def values_of(model: OneBase, trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
-    """The active value adapter's estimate before each token of the replies, flat."""
-    said = index(trees, replies, model.device)["said"]
-    return model.heads["value"].linear(model.hidden(trees)[said[:, 0], said[:, 1]].float())[:, 0]
-
-
 def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> list[Sample]:
     """Score what was said and turn it into samples with advantages."""
     packed = [episode.tree() for episode in episodes]
@@ -136,7 +130,7 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     old, ref = log_probs("policy"), log_probs("ref")
     if any(turn.drawn for episode in episodes for turn in episode.turns):
         check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
-    values = model.by_token("value", trees, replies, functools.partial(values_of, model), settings.batch_tokens)
+    values = model.by_token("value", trees, replies, model.values, settings.batch_tokens)
     samples, first = [], 0
     for i, tree in enumerate(trees):
         lengths = [len(places) for places in replies[i]]
@@ -181,7 +175,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
                     losses, cut = policy_loss(log_probs, old, advantages, settings.clip)
                     (losses.sum() / n).backward()
                 with model.using("value"):
-                    errors = value_loss(values_of(model, trees, replies), values, returns, settings.value_clip)
+                    errors = value_loss(model.values(trees, replies), values, returns, settings.value_clip)
                     (errors.sum() / n).backward()
                 for name, each in (("policy_loss", losses), ("value_loss", errors), ("clipped", cut), ("entropy", entropy)):
                     sums[name] += float(each.detach().sum())
