@@ -56,7 +56,7 @@ def table(runs: list[tuple[int, dict[str, list[dict]]]]) -> list[str]:
 
 def main(arguments: list[str]) -> list[str]:
     options = dict(argument.split("=", 1) for argument in arguments)
-    places, out = [Path(each) for each in options["runs"].split(",")], Path(options.get("out", "runs/seeds.md"))
+    places, out = [Path(each) for each in options.get("runs", "").split(",") if each], Path(options.get("out", "runs/seeds.md"))
     if not 2 <= len(places) <= max(T_95):
         raise StageError(f"runs= names {len(places)} runs: give 2 to {max(T_95)} finished ones, with commas between")
     runs = sorted((outcomes(place) for place in places), key=lambda run: run[0])
@@ -70,5 +70,5 @@ def main(arguments: list[str]) -> list[str]:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (StageError, KeyError) as error:
-        sys.exit(f"error: {error}" if isinstance(error, StageError) else __doc__)
+    except StageError as error:
+        sys.exit(f"error: {error}")

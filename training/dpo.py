@@ -62,13 +62,13 @@ class OffsetDPOTrainer(DPOTrainer):
 
 
 def run(config) -> None:
-    tokenizer, settings, group = load_tokenizer(config), config.dpo, Group()
+    tokenizer, settings = load_tokenizer(config), config.dpo
     if not 0 < settings.average <= 1:
         raise StageError(f"dpo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
     rows, too_long = preference_rows(config, tokenizer, "train", settings.pool)
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    rows = group.same(lambda: telling(config, tokenizer, rows, settings.max_pairs))
+    rows = Group().same(lambda: telling(config, tokenizer, rows, settings.max_pairs))
     with stage_output(config, "dpo") as out:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
@@ -96,7 +96,7 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
     """The trainer over these pairs, in batches of like length."""
     arguments = trainer_arguments(config, "dpo", folder, DPOConfig, max_length=None, train_sampling_strategy="sequential", precompute_ref_log_probs=True)
     order = in_batches_of_like_length(rows, arguments.train_batch_size * arguments.world_size, random.Random(config.seed))
-    dataset = shared_dataset([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order], folder, Group())
+    dataset = shared_dataset([{**{k: row[k] for k in ("prompt", "chosen", "rejected")}, "offset": offset_of(row["margin"], config.dpo.offset)} for row in order], folder)
     if config.hardware.trainer.use_cpu:
         trl.trainer.dpo_trainer.add_fused_lm_head = add_head_of_labelled
     return OffsetDPOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)

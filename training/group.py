@@ -42,7 +42,7 @@ class Group:
                 parameter.grad.copy_(grad.view_as(parameter))
 
 
-def shared_dataset(rows: list[dict], folder: Path, group: Group) -> datasets.Dataset:
+def shared_dataset(rows: list[dict], folder: Path) -> datasets.Dataset:
     """The rows as a dataset on disk beside the checkpoints: what TRL caches of it, such as the reference's log-probs, is found there by all processes, and by a run that goes on."""
     place = folder / "checkpoints" / "rows"
 
@@ -50,5 +50,5 @@ def shared_dataset(rows: list[dict], folder: Path, group: Group) -> datasets.Dat
         if not (place / "state.json").is_file():          # written last
             datasets.Dataset.from_list(rows).save_to_disk(place)
 
-    group.same(write)
+    Group().same(write)
     return datasets.load_from_disk(place)

@@ -15,7 +15,7 @@ from trl import KTOConfig, KTOTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import read_jsonl, truncate, write_json
-from training.group import Group, shared_dataset
+from training.group import shared_dataset
 from training.labelled import add_head_of_labelled
 from training.lora import adding
 from training.models import count_tokens, in_batches_of_like_length, load_sft, load_tokenizer, plain, save_trained, train, trainer_arguments
@@ -52,7 +52,7 @@ def run(config) -> None:
         arguments = trainer_arguments(config, "kto", Path(out), KTOConfig, max_length=None, train_sampling_strategy="sequential",
                                       desirable_weight=max(1.0, len(rows) / max(1, good) - 1), undesirable_weight=max(1.0, good / max(1, len(rows) - good)))
         order = in_batches_of_like_length(rows, arguments.train_batch_size * arguments.world_size, random.Random(config.seed))
-        dataset = shared_dataset([{key: row[key] for key in ("prompt", "completion", "label")} for row in order], Path(out), Group())
+        dataset = shared_dataset([{key: row[key] for key in ("prompt", "completion", "label")} for row in order], Path(out))
         if config.hardware.trainer.use_cpu:
             trl.trainer.kto_trainer.add_fused_lm_head = add_head_of_labelled
         trainer = KTOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)

@@ -62,7 +62,7 @@ STAGES = (
     Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
 )
-# For glibc: freed memory is kept for the next tensors. Given back, as is the default, every step asks for it page by page again: a tenth of the time of a small model on a CPU.
+# For glibc: freed memory is kept for the next tensors. Given back, as is the default, every step asks for it page by page again: about a twentieth of the processor's time of a small model.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 28)}
 NOT_ITS_OWN = {"anonymise": ("signoff", "max_residual")}     # keys of a block that its stage does not read: to waive the sign-off anonymises nothing again
 BY_NAME = {stage.name: stage for stage in STAGES}

@@ -251,7 +251,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
     checkpoint, start = last_checkpoint(out / "checkpoints", "state.json"), snapshot(model)
-    curve, beta, seen, again, last_within = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], snapshot(model))
+    curve, beta, seen, again, last_within = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], start)
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
