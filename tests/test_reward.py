@@ -355,24 +355,24 @@ def test_batch_padding_and_order_do_not_matter(run):
 
 def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     tokenizer = load_tokenizer(run)
-    texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23", "it is paid", "it is sent")
+    texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23", "it is paid", "it is sent", "pay 13")
     ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
-    def one(language: str, topic: str, prompt: int, *texts: str) -> tuple[Replies, Judged]:
+    def one(language: str, topic: str, prompt: int | tuple[int, ...], *texts: str) -> tuple[Replies, Judged]:
         said = Replies(tokenizer, 64, language)
-        said.places, said.sequences, said.lengths = [(language, "user")] * len(texts), [(prompt + k, *ids[text]) for k, text in enumerate(texts)], [len(ids[text]) for text in texts]
+        said.places, said.sequences, said.lengths = [(language, "user")] * len(texts), [(*(prompt if isinstance(prompt, tuple) else (prompt + k,)), *ids[text]) for k, text in enumerate(texts)], [len(ids[text]) for text in texts]
         return said, Judged(grow([]), said.lengths, ratings=[(k, 5, 0.0) for k in range(len(texts))], topic=topic)
 
     ways, concerns = set(), 0
     for seed in range(40):
         found = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
-                 one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent")]
+                 one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent"), one("no", "a", tuple(tokenizer("due 13 or 18", add_special_tokens=False)["input_ids"]), "pay 13")]
         before = [list(said.sequences) for said, _ in found]
         for sequences, judged in zip(before, spoil(tokenizer, found, random.Random(seed)), strict=True):
             for right, wrong, way in judged.spoiled:
                 ways.add(way)
                 assert judged.tree.ids[judged.tree.leaves[wrong][0]] == sequences[right][0], "the prompt stays"
-                made, good = tokenizer.decode(judged.reply(wrong)), tokenizer.decode(sequences[right][1:])
+                made, good = tokenizer.decode(judged.reply(wrong)), tokenizer.decode(sequences[right][-judged.lengths[right]:])
                 assert made != good
                 if way == "cut short":
                     assert good.startswith(made.removesuffix("<|im_end|>"))
@@ -380,7 +380,9 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
                     assert {good.removesuffix("<|im_end|>"), made.removesuffix("<|im_end|>")} in ({"it is paid", "it is sent"}, {"ja, das geht", "nein, das nicht"}, {"yes, of course", "no, I am sorry"})
                     concerns += 1
                 assert way != "another concern" or not good.startswith("order"), "another number is no other wording"
-    assert ways == set(WAYS) - {"another value"}, "none of these takes a number from its conversation"
+                if way == "another value":
+                    assert (good, made) == ("pay 13<|im_end|>", "pay 18<|im_end|>"), "the only one that takes a number from its conversation"
+    assert ways == set(WAYS)
     assert concerns > 20
 
 
