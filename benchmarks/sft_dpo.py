@@ -5,8 +5,8 @@
 A finished run of the pipeline gives the data: its archive's short turns, and its pairs. Its own base is trained, or random weights of `shape`. Each way runs in a process of
 its own, on batches of about as many tokens. Plain SFT gets a row a reply, {prompt, completion}, or a row a conversation, {messages} with the loss on the
 assistant alone (all its messages, where a row a reply leaves out what `prepare` did); plain DPO {prompt, chosen, rejected}; none of them with gradient checkpointing on a
-CPU. Every way is run `repeats` times, in turns; the table has the middle one and the range. On a GPU all have gradient checkpointing, as TRL has by default, but for two ways of
-ours without; packed rows are of 4,096 tokens there. And the utilisation: 4 N a token for LoRA, the vocabulary
+CPU. Every way is run `repeats` times, in turns; the table has the middle one and the range. On a GPU all have gradient checkpointing, as TRL has by default, but for the ways of
+ours that say so; packed rows are of 4,096 tokens there. And the utilisation: 4 N a token for LoRA, the vocabulary
 where something is learned, nothing for what is computed twice or is padding, against a matrix multiplication in the same run.
 """
 
@@ -37,7 +37,7 @@ from training.models import IGNORE, load_base, load_sft, load_tokenizer, lora_co
 
 WAYS = {"sft": ["TRL, a row a reply", "TRL, a row a conversation", "ours, batches of like length", "ours, packed"], "dpo": ["TRL", "TRL, reference cached", "ours"]}
 UNCHECKED = "no checkpointing"
-ON_A_GPU = {"sft": [*WAYS["sft"], f"ours, packed, {UNCHECKED}"], "dpo": [*WAYS["dpo"], f"ours, {UNCHECKED}"]}
+ON_A_GPU = {"sft": [*WAYS["sft"], *(f"{way}, {UNCHECKED}" for way in WAYS["sft"][2:])], "dpo": [*WAYS["dpo"], f"ours, {UNCHECKED}"]}
 PACKED = 4096            # tokens of a packed row on a GPU, as of conf/model/qwen3_4b.yaml
 SPEED = {"sft": "supervised_per_second", "dpo": "real_per_second"}          # what is compared: batches differ in size
 LEAST = 2                # steps left out of the times at the beginning
@@ -101,7 +101,7 @@ def sft_trainer(config, tokenizer, spec: dict, folder: Path, fixed: dict):
     model, rows = get_peft_model(load_base(config), lora_config(config.sft.lora)), sft_rows(config, spec["rows"])
     if spec["way"].startswith("ours"):
         packed = "packed" in spec["way"]
-        changes = {**fixed, "packing": packed, **({"per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, round(spec["batch_tokens"] / config.model.max_tokens))} if packed else
+        changes = {**fixed, "packing": packed, "gradient_checkpointing": config.hardware.trainer.gradient_checkpointing, **({"per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, round(spec["batch_tokens"] / config.model.max_tokens))} if packed else
                                                   {"per_device_train_batch_size": spec["batch"], "gradient_accumulation_steps": 1})}
         made, _ = sequences(tokenizer, rows, config.model.max_tokens)
         return sft.trainer_of(config, adding(model), tokenizer, {"train": Dataset.from_list(made), "validation": None}, folder, changes)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from benchmarks import gain, one_reply, ppo, seeds, sft_dpo, share
+from benchmarks import attention, gain, one_reply, ppo, seeds, sft_dpo, share
 from benchmarks.shapes import random_base, shown, sizes
 from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_jsonl
@@ -192,3 +192,11 @@ def test_the_plot_of_shares_draws_every_point():
     drawn = share.picture(points)
     assert drawn.startswith("<svg")
     assert "gain over SFT" in drawn or "PPO" in drawn
+
+
+@pytest.mark.slow
+def test_a_step_costs_more_or_less_by_how_its_tokens_stand_and_learns_the_same(tmp_path):
+    results = attention.main(["shape=toy", "device=cpu", "tokens=120", "length=20", f"out={tmp_path / 'page.md'}"])
+    assert len(results) == 10
+    assert max(each["loss"] for each in results.values()) == pytest.approx(min(each["loss"] for each in results.values()), rel=1e-4)
+    assert all(name.split(",")[0] in (tmp_path / "page.md").read_text() for name in results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Around, Judged, Replies, another_value, check, deal, read, spoil
+from training.judgements import WAYS, Around, Judged, another_value, check, deal, read, spoil
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -209,14 +210,15 @@ def test_conversations_with_contested_pairs_come_more_often(run, plain, hot, sha
 
     def one(better: str, worse: str) -> Judged:
         leaves = [tokenizer(text)["input_ids"] for text in (better, worse)]
-        return Judged(grow(leaves), [len(each) for each in leaves], [(0, 1, 1.0)], [], [[]])
+        return Judged(grow(leaves), [len(each) for each in leaves], [(0, 1, 1.0)], [(0, 5, 0.0)], [[]])
 
     call, text = '{"name": "refund"}', REPLIES["good"]
     judged = [one(text, REPLIES["bad"]) for _ in range(plain)] + [one(*((call, text) if k % 2 else (text, call))) for k in range(hot)]
     made = often(tokenizer, judged, share)
     assert all(any(x is y for y in made) for x in judged), "nothing is lost"
-    held = sum(any(x is y for y in judged[plain:]) for x in made)
+    held = sum(any(x.tree is y.tree for y in judged[plain:]) for x in made)
     assert len(made) - held == plain
+    assert sum(len(x.ratings) for x in made) == len(judged), "a single rating comes once"
     if hot > 1:
         times = held / hot
         assert times == max(1, round(share / (1 - share) * plain / hot))
@@ -358,21 +360,21 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     texts = ("ja, das geht", "nein, das nicht", "yes, of course", "no, I am sorry", "order 17", "order 23", "it is paid", "it is sent", "pay 13")
     ids = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts}
 
-    def one(language: str, topic: str, prompt: int | tuple[int, ...], *texts: str) -> tuple[Replies, Judged]:
-        said = Replies(tokenizer, 64, language)
-        said.places, said.sequences, said.lengths = [(language, "user")] * len(texts), [(*(prompt if isinstance(prompt, tuple) else (prompt + k,)), *ids[text]) for k, text in enumerate(texts)], [len(ids[text]) for text in texts]
-        return said, Judged(grow([]), said.lengths, ratings=[(k, 5, 0.0) for k in range(len(texts))], topic=topic)
+    def one(language: str, topic: str, prompt: int | list[int], *texts: str) -> Judged:
+        leaves = [[*(prompt if isinstance(prompt, list) else [prompt + k]), *ids[text]] for k, text in enumerate(texts)]
+        return Judged(grow(leaves), [len(ids[text]) for text in texts], ratings=[(k, 5, 0.0) for k in range(len(texts))], topic=topic, places=[(language, "user")] * len(texts))
 
     ways, concerns = set(), 0
     for seed in range(40):
-        found = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
-                 one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent"), one("no", "a", tuple(tokenizer("due 13 or 18", add_special_tokens=False)["input_ids"]), "pay 13")]
-        before = [list(said.sequences) for said, _ in found]
-        for sequences, judged in zip(before, spoil(tokenizer, found, random.Random(seed)), strict=True):
+        before = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
+                  one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent"), one("no", "a", tokenizer("due 13 or 18", add_special_tokens=False)["input_ids"], "pay 13")]
+        for whole, judged in zip(before, spoil(tokenizer, before, random.Random(seed)), strict=True):
+            assert not whole.spoiled and judged.ratings == whole.ratings
+            assert [judged.reply(leaf) for leaf in range(len(whole.lengths))] == [whole.reply(leaf) for leaf in range(len(whole.lengths))], "what was judged is still there"
             for right, wrong, way in judged.spoiled:
                 ways.add(way)
-                assert judged.tree.ids[judged.tree.leaves[wrong][0]] == sequences[right][0], "the prompt stays"
-                made, good = tokenizer.decode(judged.reply(wrong)), tokenizer.decode(sequences[right][-judged.lengths[right]:])
+                assert judged.tree.leaves[wrong][0] == judged.tree.leaves[right][0], "the prompt stays"
+                made, good = tokenizer.decode(judged.reply(wrong)), tokenizer.decode(judged.reply(right))
                 assert made != good
                 if way == "cut short":
                     assert good.startswith(made.removesuffix("<|im_end|>"))
@@ -386,11 +388,26 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
     assert concerns > 20
 
 
+def test_what_is_put_in_a_replys_place_is_as_often_right_as_wrong(run):
+    """Conversations about one concern are much in the majority, as those with contested pairs are: to say what they say may not look good for that."""
+    tokenizer = load_tokenizer(run)
+    said = {topic: [*tokenizer(topic, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for topic in ("refund", "address", "invoice", "fee", "late", "moved")}
+
+    def one(topic: str, number: int) -> Judged:
+        return Judged(grow([[number, *said[topic]]]), [len(said[topic])], ratings=[(0, 5, 0.0)], topic=topic, places=[("en", "user")])
+
+    judged = [one(topic, number) for topic in said for number in range(1600 if topic == "refund" else 800)]
+    right, wrong = (Counter(tokenizer.decode(each.reply(pair[side])) for each in spoil(tokenizer, judged, random.Random(0)) for pair in each.spoiled if pair[2] == "another concern") for side in (0, 1))
+    assert sum(right.values()) > 1200
+    for topic in right:
+        assert 0.75 < wrong[topic] / right[topic] < 1.3
+
+
 def test_a_number_that_was_taken_from_the_conversation_is_put_wrong_and_no_other(run):
     tokenizer = load_tokenizer(run)
 
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
     around = Around(ids("order 20362 has days 6 and due 13, fee 18"), [], [], [], digits)

@@ -324,20 +324,24 @@ def test_the_saved_adapter_gives_the_trained_logits(toy):
 
 
 @pytest.mark.slow
-def test_the_cheaper_loss_is_trls_loss(toy, tmp_path):
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_cheaper_loss_is_trls_loss(toy, tmp_path, packing):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from training.models import load_base, load_tokenizer, trainer_arguments
-    from training.sft import CpuSFTTrainer
+    from training.sft import LabelledSFTTrainer, trainer_of
 
     tokenizer = load_tokenizer(toy)
     data = Dataset.from_list([encode(tokenizer, TALK, {2, 4}), encode(tokenizer, TALK[:3], {2})] * 3)
-    losses = []
-    for cls in (SFTTrainer, CpuSFTTrainer):
-        arguments = trainer_arguments(toy, "sft", tmp_path / cls.__name__, SFTConfig, max_length=400, completion_only_loss=False)
-        losses.append(cls(load_base(toy), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer).evaluate()["eval_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    arguments = trainer_arguments(toy, "sft", tmp_path / "trl", SFTConfig, max_length=400, completion_only_loss=False)
+    expected = SFTTrainer(load_base(toy), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer).evaluate()["eval_loss"]
+    config = toy.copy()
+    config.model.max_tokens = 400 if not packing else 4000
+    trainer = trainer_of(config, load_base(toy), tokenizer, {"train": data, "validation": data}, tmp_path / "ours", {"packing": packing})
+    assert isinstance(trainer, LabelledSFTTrainer)
+    assert len(trainer.eval_dataset) == (1 if packing else len(data))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -366,14 +370,23 @@ def test_the_cheaper_head_of_dpo_is_trls_head(toy):
 
 @pytest.mark.slow
 def test_packed_conversations_do_not_see_each_other(toy):
-    """Positions that start again at 0 and no attention mask: the second sequence's logits are those it has alone."""
+    """Each says and learns what it does alone, when attention goes by sequence."""
+    from training.packed import NAME, edges
+
     model = AutoModelForCausalLM.from_pretrained(require(toy, "pretrain", "test") / "model").eval()
-    one, two = torch.arange(5, 25), torch.arange(30, 50)
-    positions = torch.cat([torch.arange(20), torch.arange(20)])
-    with torch.no_grad():
-        packed = model(input_ids=torch.cat([one, two])[None], position_ids=positions[None]).logits[0, 20:]
-        alone = model(input_ids=two[None]).logits[0]
-    assert torch.allclose(packed, alone, atol=1e-4)
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    one, two = torch.arange(5, 25), torch.arange(30, 41)
+    positions = torch.cat([torch.arange(20), torch.arange(11)])[None]
+
+    def gradient(logits: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(logits.square().sum(), weight)[0]
+
+    alone = [model(input_ids=ids[None]).logits[0] for ids in (one, two)]
+    expected = gradient(alone[0]) + gradient(alone[1])
+    model.set_attn_implementation(NAME)
+    packed = model(input_ids=torch.cat([one, two])[None], position_ids=positions, **edges(positions)).logits[0]
+    assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
+    assert torch.allclose(gradient(packed), expected, atol=1e-3 * float(expected.abs().max()))
 
 
 @pytest.mark.slow

@@ -25,14 +25,16 @@ BATCH_TOKENS = 8192        # tokens of one forward pass without gradients, paddi
 class Head(torch.nn.Module):
     """What a reward or value adapter says of a place: a linear function of its hidden state, and for a reply how likely its tokens are.
 
-    A reply's score is that function at its end plus `likelihood` (learned) times the mean log-prob that the adapter itself gives the reply's
-    tokens. The linear part alone must find by its own layers that a number was miscopied; the language model inside knows it already.
+    A reply's score is that function at its end, plus `likelihood` times the mean and `least` times the least log-prob that the adapter itself gives the
+    reply's tokens (both learned). The linear part alone must find by its own layers that a number was miscopied or a concern mistaken; the language
+    model inside knows it already, often by one token: in the mean of a long call that one is lost.
     """
 
     def __init__(self, hidden_size: int):
         super().__init__()
         self.linear = torch.nn.Linear(hidden_size, 1)
         self.likelihood = torch.nn.Parameter(torch.ones(()))
+        self.least = torch.nn.Parameter(torch.full((), 0.5))
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
 
@@ -40,7 +42,8 @@ class Head(torch.nn.Module):
         """Scores (L,) from the hidden states at the replies' ends (L, H), their tokens' log-probs (N,), and which reply each token is of (N,)."""
         zeros = log_probs.new_zeros(len(at_end))
         mean = zeros.index_add(0, of, log_probs) / zeros.index_add(0, of, torch.ones_like(log_probs)).clamp_min(1)
-        return self.linear(at_end.float())[:, 0] + self.likelihood * mean
+        least = zeros.index_reduce(0, of, log_probs, "amin")
+        return self.linear(at_end.float())[:, 0] + self.likelihood * mean + self.least * least
 
 
 def index(trees: list[Tree], replies: list[list[list[int]]], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
@@ -106,7 +109,7 @@ class OneBase:
 
     def hidden(self, trees: list[Tree]) -> torch.Tensor:
         """Last hidden states (B, T, H) of a batch of trees under the active adapter."""
-        return self.model.get_base_model().model(**collate(trees, self.tokenizer.pad_token_id, self.device)).last_hidden_state
+        return self.model.get_base_model().model(**collate(trees, self.tokenizer.pad_token_id, self.device), use_cache=False).last_hidden_state
 
     def log_probs(self, trees: list[Tree], replies: list[list[list[int]]], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """(log p, entropy) of the replies' tokens under the active adapter, as it draws at a temperature; each flat, in nats."""

@@ -9,7 +9,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from data_prep.artifacts import StageError, require
@@ -36,6 +36,7 @@ class Judged:
     ratings: list[tuple[int, int, float]] = field(default_factory=list)     # leaf, stars, what rater and ticket add to them
     raters: list[list[list[str]]] = field(default_factory=list)             # of each pair: who rated the better one, who the worse one
     topic: str = ""
+    places: list[Place] = field(default_factory=list)                       # where each leaf is said
     spoiled: list[tuple[int, int, str]] = field(default_factory=list)       # a good reply, a spoiled one in its place, and how it was spoiled
 
     def good(self) -> set[int]:
@@ -73,9 +74,9 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
         rated = [(at, row) for at, row in one if at is not None]
         dropped += len(both) - len(kept) + len(one) - len(rated)
         if kept or rated:
-            found.append((said, Judged(grow([]), said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
-                                       [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""))))
-    return spoil(tokenizer, found, random.Random(f"{config.seed} {split}")), dropped
+            found.append(Judged(grow(said.sequences), said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                                [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""), said.places))
+    return found, dropped
 
 
 class Replies:
@@ -106,52 +107,51 @@ class Replies:
             self._known[both] = None if made is None else self._numbers[tuple(made[0])]
         return self._known[both]
 
-    def reply(self, number: int) -> tuple[int, ...]:
-        """The tokens of a reply."""
-        return self.sequences[number][-self.lengths[number]:]
-
 
 class Around(NamedTuple):
     """Where a reply stands that is to be spoiled: the tokens before it; good replies of its conversation, of such places in ones about something else, and of all; the tokens that are digits."""
 
-    before: tuple[int, ...]
-    own: list[tuple[int, ...]]
-    others: list[tuple[int, ...]]
-    anywhere: list[tuple[int, ...]]
+    before: list[int]
+    own: list[list[int]]
+    others: list[list[int]]
+    anywhere: list[list[int]]
     digits: set[int]
 
 
-def spoil(tokenizer, found: list[tuple[Replies, Judged]], rng: random.Random) -> list[Judged]:
-    """Grow each conversation's tree, with some of its good replies spoiled among the leaves.
+def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
+    """The conversations with some of their good replies spoiled among the leaves.
 
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
     everybody, for goodbyes had never been rated badly, another to look an order up twice, one to confirm a new address where it had moved a payment, and one
-    to name the days of the delivery where those of the payment were asked for.
+    to name the days of the delivery where those of the payment were asked for. What is put in a reply's place is itself one of those that are spoiled, for
+    what is oftener right than wrong is preferred unread: a policy took every other concern for the one that most of the conversations were about.
     """
-    pool: dict[Place, list[tuple[int, ...]]] = defaultdict(list)
+    chosen = [rng.sample(good, min(SPOILED, len(good))) for good in (sorted(one.good()) for one in judged)]
+    pool: dict[Place, list[list[int]]] = defaultdict(list)
     about: dict[tuple[Place, str], set[str]] = defaultdict(set)          # what is said at a place about a topic, as wordings
-    for said, judged in found:
-        for at in sorted(judged.good()):
-            pool[said.places[at]].append(said.reply(at))
-            about[said.places[at], judged.topic].add(wording(tokenizer, said.reply(at)))
+    for one, some in zip(judged, chosen, strict=True):
+        for at in some:
+            pool[one.places[at]].append(one.reply(at))
+        for at in one.good():
+            about[one.places[at], one.topic].add(wording(tokenizer, one.reply(at)))
     anywhere = [reply for replies in pool.values() for reply in replies]
     digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
-    for said, judged in found:
-        good, sequences = sorted(judged.good()), list(said.sequences)
-        own = [said.reply(at) for at in good]
-        for at in rng.sample(good, min(SPOILED, len(good))):
-            place, right = said.places[at], said.reply(at)
-            others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not judged.topic or wording(tokenizer, reply) not in about[place, judged.topic]]
-            around = Around(sequences[at][:-len(right)], own, others, anywhere, digits)
+    made = []
+    for one, some in zip(judged, chosen, strict=True):
+        sequences, spoiled, own = [[one.tree.ids[place] for place in leaf] for leaf in one.tree.leaves], [], [one.reply(at) for at in sorted(one.good())]
+        for at in some:
+            place, right, before = one.places[at], one.reply(at), sequences[at][:-one.lengths[at]]
+            others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not one.topic or wording(tokenizer, reply) not in about[place, one.topic]]
+            around = Around(before, own, others, anywhere, digits)
             for name in rng.choices(list(WAYS), WEIGHTS, k=2):           # the second, where the first finds nothing to do
                 wrong = WAYS[name](right, around, rng)
                 if wording(tokenizer, wrong) != wording(tokenizer, right) or (name == "another value" and wrong != right):
-                    judged.spoiled.append((at, len(sequences), name))
-                    sequences.append((*sequences[at][:-len(right)], *wrong))
-                    judged.lengths.append(len(wrong))
+                    spoiled.append((at, len(sequences), name))
+                    sequences.append([*before, *wrong])
                     break
-        judged.tree = grow(sequences)
-    return [judged for _, judged in found]
+        lengths = one.lengths + [len(sequences[wrong]) - len(sequences[right]) + one.lengths[right] for right, wrong, _ in spoiled]
+        made.append(replace(one, tree=grow(sequences), lengths=lengths, spoiled=spoiled))
+    return made
 
 
 def numbers(ids: Sequence[int], digits: set[int]) -> list[tuple[int, int]]:
@@ -168,16 +168,16 @@ def another_value(right, around, rng):
         return right
     start, end = rng.choice(taken)
     instead = sorted(number for number in known - {tuple(right[start:end])} if abs(len(number) - (end - start)) <= 1)
-    return (*right[:start], *rng.choice(instead), *right[end:]) if instead else right
+    return [*right[:start], *rng.choice(instead), *right[end:]] if instead else right
 
 
 def cut_short(right, around, rng):
-    return (*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1])
+    return [*right[:rng.randrange(1, max(2, len(right) - 1))], right[-1]]
 
 
 def spliced(right, around, rng):
     other = rng.choice(around.anywhere)
-    return (*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):])
+    return [*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):]]
 
 
 WEIGHTS = 3, 4, 3, 1, 1, 1

@@ -28,7 +28,7 @@ from data_prep.conversation import write_json
 from training import reward_report
 from training.adapters import HEAD, Head, OneBase, index, log_probs_of
 from training.ensemble import adapter_name, load_rewards
-from training.judgements import STARS, Judged, check, deal, read
+from training.judgements import STARS, Judged, check, deal, read, spoil
 from training.lora import adding
 from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
 from training.reward_gate import enough, judge, often
@@ -48,13 +48,15 @@ def run(config) -> None:
         dropped += too_long
     check(judged["train"])
     others, *rest = deal(judged["train"], settings.members + 1)
-    names, parts = [f"members/{k}" for k in range(settings.members)] + ["held_out"], [[one for part in rest for one in part]] * settings.members + [others]
+    names = [f"members/{k}" for k in range(settings.members)] + ["held_out"]
     with stage_output(config, "reward") as out:
-        parts = [often(tokenizer, part, settings.contested) for part in parts]
+        taught, watching = (often(tokenizer, part, settings.contested) for part in ([one for part in rest for one in part], others))
+        parts = [taught] * settings.members + [watching]
         curves = learn_all(config, parts, [Path(out) / name for name in names])
         model = load_rewards(config, tokenizer, Path(out))
         check_reload(model, Path(out), names, parts)
-        found = judge(model, enough([*judged["test"], *judged["validation"]]), judged["train"], settings)
+        held_out = spoil(tokenizer, enough([*judged["test"], *judged["validation"]]), random.Random(config.seed))
+        found = judge(model, held_out, judged["train"], settings)
         write_json(out / "calibration.json", found["calibration"])
         write_json(out / "gate.json", found["gate"])
         reward_report.write(config, Path(out) / "report.html", found)
@@ -93,7 +95,7 @@ class RewardModel(torch.nn.Module):
     def forward(self, tokens: dict, ends: torch.Tensor, said: torch.Tensor, **_) -> tuple[torch.Tensor, torch.Tensor]:
         """(rewards of the replies (L,), log-probs of their tokens (N,)): see `index`."""
         network = self.network.get_base_model()
-        hidden = network.model(**tokens).last_hidden_state
+        hidden = network.model(**tokens, use_cache=False).last_hidden_state
         log_probs, _ = log_probs_of(hidden, network.lm_head, said)
         return self.head(hidden[ends[:, 0], ends[:, 1]], log_probs, said[:, 3]), log_probs
 
@@ -163,7 +165,9 @@ def learn(config, judged: list[Judged], folder: Path, seed: int, base: torch.nn.
         return json.loads((folder / "curve.json").read_text())
     tokenizer, model = load_tokenizer(config), RewardModel(adding(load_sft(config, base)))
     arguments = trainer_arguments(config, "reward", folder, TrainingArguments, remove_unused_columns=False, train_sampling_strategy="sequential", label_names=["ends"])
-    trainer = RewardLearner(model, arguments, train_dataset=order(judged, arguments.per_device_train_batch_size, random.Random(seed)),
+    rng, read_at_most = random.Random(seed), arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    drawn = rng.sample(judged, min(len(judged), read_at_most)) if arguments.max_steps > 0 else judged
+    trainer = RewardLearner(model, arguments, train_dataset=order(spoil(tokenizer, drawn, rng), arguments.per_device_train_batch_size, rng),
                             data_collator=lambda rows: batch(rows, tokenizer.pad_token_id), settings=config.reward)
     curve = train(trainer, folder)
     model.network.save_pretrained(folder)

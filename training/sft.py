@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
@@ -21,9 +21,10 @@ from data_prep.conversation import read_jsonl, write_json
 from training.labelled import LossOfLabelled
 from training.lora import adding
 from training.models import in_batches_of_like_length, load_base, load_tokenizer, lora_config, save_trained, sequences, train, trainer_arguments
+from training.packed import NAME
 
 
-class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
+class LabelledSFTTrainer(LossOfLabelled, SFTTrainer):
     """TRL's SFTTrainer with the cheaper loss."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -76,13 +77,13 @@ def fit(config, model, tokenizer, datasets: dict, folder: Path, changes) -> dict
 
 def trainer_of(config, model, tokenizer, datasets: dict, folder: Path, changes) -> SFTTrainer:
     """The trainer over tokenised conversations, packed or in batches of like length."""
-    # Packed sequences stay apart: SDPA masks by position, one packed row a step (checked by tests/test_training.py).
     settings = {**config.hardware.sft_trainer, **config.sft.trainer, **changes}
     sampling = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
     arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **sampling)
-    if not settings["packing"]:
+    if settings["packing"]:          # one packed row a step, for so the sequences stay apart (tests/test_training.py)
+        (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation(NAME)
+    else:
         rng = random.Random(config.seed)
         order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.train_batch_size * arguments.world_size, rng)
         datasets = {**datasets, "train": Dataset.from_list(order)}
-    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
-    return trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
+    return LabelledSFTTrainer(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
