@@ -15,6 +15,7 @@ import torch
 
 from data_prep.conversation import Message
 from data_prep.statistics import bootstrap
+from serve.engine.decoding import decode, pick
 
 ALTERNATIVES = 255      # other fillings that are scored beside each secret; exposure then ends at log2(256) = 8 bits
 
@@ -89,8 +90,6 @@ def continued(model, tokenizer, beginnings: list[str], max_new_tokens: int) -> l
     for start in range(0, len(beginnings), 50):
         part = beginnings[start:start + 50]
         ids = [tokenizer.apply_chat_template([{"role": "assistant", "content": text}], continue_final_message=True, return_dict=True)["input_ids"] for text in part]
-        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
-        out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
+        texts = tokenizer.batch_decode([reply for [reply] in decode(model, tokenizer, ids, max_new_tokens, lambda logits: pick(logits, 0))], skip_special_tokens=True)
         made += [([{"role": "assistant", "content": given}], {"role": "assistant", "content": text}) for given, text in zip(part, texts, strict=True)]
     return made

@@ -369,7 +369,7 @@ def test_good_replies_are_spoiled_in_every_way_and_never_by_numbers_alone(run):
         before = [one("de", "a", 5, "ja, das geht", "nein, das nicht"), one("en", "a", 8, "yes, of course", "no, I am sorry"), one("fi", "a", 11, "order 17"), one("fi", "b", 14, "order 23"),
                   one("sv", "a", 17, "it is paid"), one("sv", "b", 20, "it is sent"), one("no", "a", tokenizer("due 13 or 18", add_special_tokens=False)["input_ids"], "pay 13")]
         for whole, judged in zip(before, spoil(tokenizer, before, random.Random(seed)), strict=True):
-            assert not whole.spoiled and judged.ratings == whole.ratings
+            assert judged.ratings == whole.ratings
             assert [judged.reply(leaf) for leaf in range(len(whole.lengths))] == [whole.reply(leaf) for leaf in range(len(whole.lengths))], "what was judged is still there"
             for right, wrong, way in judged.spoiled:
                 ways.add(way)

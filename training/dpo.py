@@ -11,6 +11,7 @@ import math
 import random
 from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 
 import torch
 import trl.trainer.dpo_trainer
@@ -18,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import write_json
+from serve.engine.decoding import decode, pick
 from training.adapters import OneBase
 from training.ensemble import leaf
 from training.group import Group, shared_dataset
@@ -158,14 +160,10 @@ def chosen_fall(curve: list[dict]) -> float:
     return logged[0] - logged[-1] if len(logged) > 1 else 0.0
 
 
-@torch.no_grad()
 def reply_tokens(model, tokenizer, prompts: list[list[dict]], max_new_tokens: int) -> float:
     """Mean length in tokens of the greedy replies to some prompts, under the active adapter."""
-    model.eval()
     ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"] for prompt in prompts]
-    batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
-    made = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    return float((made[:, batch["input_ids"].shape[1]:] != tokenizer.pad_token_id).sum(1).float().mean())
+    return mean(len(reply) for [reply] in decode(model.eval(), tokenizer, ids, max_new_tokens, lambda logits: pick(logits, 0)))
 
 
 def alarms(facts: dict, settings) -> list[str]:

@@ -21,6 +21,7 @@ from data_prep.company.pack import Pack
 from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message, chat_message, read_jsonl, truncate
 from data_prep.hermes import parse_reply
+from serve.engine.decoding import decode, pick
 from training.adapters import OneBase
 from training.ensemble import leaf
 from training.judgements import GOOD
@@ -62,19 +63,15 @@ class Local:
     def refresh(self) -> None:
         """Nothing to do: the adapter that is trained is the one that speaks."""
 
-    @torch.no_grad()
     def __call__(self, prompts: list[list[int]], seed: int, each: int = 1) -> list[Turn]:
-        tokenizer, turns, prompts = self.model.tokenizer, [], repeated(prompts, each)
+        tokenizer, at_once, made = self.model.tokenizer, max(1, self.batch_size // each), {}
         torch.manual_seed(seed)
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))          # little of a batch is padding
         with self.model.using(self.adapter):
-            for start in range(0, len(prompts), self.batch_size):
-                some = prompts[start:start + self.batch_size]
-                batch = tokenizer.pad({"input_ids": some}, padding_side="left", return_tensors="pt").to(self.model.device)
-                made = self.model.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
-                                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-                replies = made[:, batch["input_ids"].shape[1]:].tolist()
-                turns += [Turn(prompt, up_to_end(reply, tokenizer.eos_token_id)) for prompt, reply in zip(some, replies, strict=True)]
-        return turns
+            for start in range(0, len(prompts), at_once):
+                some = by_length[start:start + at_once]
+                made |= zip(some, decode(self.model.model, tokenizer, [prompts[i] for i in some], self.max_new_tokens, lambda logits: pick(logits, self.temperature), each), strict=True)
+        return [Turn(prompt, reply) for i, prompt in enumerate(prompts) for reply in made[i]]
 
 
 class Vllm:
@@ -132,10 +129,6 @@ def check_sampler(episodes: list[Episode], old: list[torch.Tensor], most: float)
 
 def repeated(prompts: list[list[int]], each: int) -> list[list[int]]:
     return [prompt for prompt in prompts for _ in range(each)]
-
-
-def up_to_end(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
 
 
 def prompt_ids(tokenizer, messages: list[Message], max_tokens: int, room: int) -> list[int]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, 
 
 from data_prep.conversation import Message, chat_message, truncate
 from serve.engine import Completion, Sampling
+from serve.engine.decoding import decode, pick
 
 
 class Embedded:
@@ -38,10 +39,13 @@ class Embedded:
     @torch.inference_mode()
     def generate(self, conversations: list[list[Message]], sampling: Sampling) -> list[Completion]:
         prompts = [self.prompt(c, min(sampling.max_tokens, self.max_tokens // 2)) for c in conversations]
-        batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        room = max(1, min(sampling.max_tokens, self.max_tokens - max(map(len, prompts))))
         with self.lock:
-            made = self.model.generate(**batch, **self._settings(sampling, [len(p) for p in prompts]))
-        return [self._completion(len(p), row[batch["input_ids"].shape[1]:].tolist(), sampling) for p, row in zip(prompts, made, strict=True)]
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            made = decode(self.model, self.tokenizer, prompts, room, lambda logits: pick(logits, sampling.temperature, sampling.top_p),
+                          is_over=lambda said: bool(sampling.stop) and any(stop in self.tokenizer.decode(said, skip_special_tokens=True) for stop in sampling.stop))
+        return [self._completion(len(prompt), reply, sampling) for prompt, [reply] in zip(prompts, made, strict=True)]
 
     def stream(self, messages: list[Message], sampling: Sampling) -> Iterator[str | Completion]:
         ids = self.prompt(messages, min(sampling.max_tokens, self.max_tokens // 2))
@@ -52,7 +56,7 @@ class Embedded:
             try:
                 with self.lock, torch.inference_mode():
                     batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-                    made = self.model.generate(**batch, **self._settings(sampling, [len(ids)]), streamer=streamer,
+                    made = self.model.generate(**batch, **self._settings(sampling, len(ids)), streamer=streamer,
                                                stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]))
                     result.append(made[0, len(ids):].tolist())
             except Exception as error:      # handed to the reader below, who raises it
@@ -70,8 +74,8 @@ class Embedded:
         finally:
             cancelled.set()
 
-    def _settings(self, sampling: Sampling, lengths: list[int]) -> dict:
-        settings = {"max_new_tokens": max(1, min(sampling.max_tokens, self.max_tokens - max(lengths))), "pad_token_id": self.tokenizer.pad_token_id,
+    def _settings(self, sampling: Sampling, length: int) -> dict:
+        settings = {"max_new_tokens": max(1, min(sampling.max_tokens, self.max_tokens - length)), "pad_token_id": self.tokenizer.pad_token_id,
                     "eos_token_id": self.tokenizer.eos_token_id, "do_sample": sampling.temperature > 0}
         if sampling.temperature > 0:
             settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
