@@ -25,7 +25,6 @@ from training.judgements import WAYS, Around, Judged, another_value, check, deal
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
-    MOST,
     Pair,
     accuracy_check,
     bag_of_words,
@@ -33,7 +32,6 @@ from training.reward_gate import (
     calibration_error,
     chances,
     contested,
-    enough,
     invariance_check,
     length_check,
     often,
@@ -338,13 +336,14 @@ def test_where_no_prompt_has_two_replies_tickets_of_a_kind_are_compared():
     assert [(p.better, p.worse, p.gap) for p in pairs_of(judged)] == [((0, 0), (1, 0), 4.0)], "in b the better rating was the rater's mildness, c has none to compare"
 
 
-@given(st.lists(st.integers(0, 900), max_size=12))
-def test_no_more_is_judged_than_tells_something(counts):
-    judged = [Judged(grow([[1], [2]]), [1, 1], [(0, 1, 1.0)] * n) for n in counts]
-    chosen = enough(judged)
-    assert chosen == judged[:len(chosen)]
-    assert sum(len(one.pairs) for one in chosen[:-1]) < MOST
-    assert len(chosen) == len(judged) or sum(len(one.pairs) for one in chosen) >= MOST
+def test_no_more_is_read_than_is_asked_for(run):
+    tokenizer = load_tokenizer(run)
+    every, _ = read(run, tokenizer, "train")
+    assert read(run, tokenizer, "train", 0) == ([], 0)
+    for most in (1, 5, 40):
+        some, _ = read(run, tokenizer, "train", most)
+        assert some == every[:len(some)]
+        assert sum(len(one.pairs) for one in some[:-1]) < most <= sum(len(one.pairs) for one in some)
 
 
 def test_batch_padding_and_order_do_not_matter(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import random
 import re
 from collections import defaultdict
@@ -52,8 +53,8 @@ class Judged:
         return [self.tree.ids[place] for place in self.tree.leaves[leaf][-self.lengths[leaf]:]]
 
 
-def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
-    """What was judged in a split, a tree a conversation, and how many judgements were dropped because their reply is too long.
+def read(config, tokenizer, split: str, most: float = math.inf) -> tuple[list[Judged], int]:
+    """What was judged in a split, a tree a conversation, until these hold `most` pairs between them, and how many judgements were dropped because their reply is too long.
 
     An agent's thumb counts as the most or the fewest stars. Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
     """
@@ -66,6 +67,8 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
             ratings[row["conversation_id"]].append(row if "rating" in row else {**row, "rating": STARS if row["label"] else 1, "offset": 0.0})
     found = []
     for name in dict.fromkeys([*pairs, *ratings]):
+        if most <= 0:
+            break
         own = [*pairs[name], *ratings[name]]
         said = Replies(tokenizer, config.model.max_tokens, own[0]["locale"])
         both = [(said.add(row["prompt"], row["chosen"][0]), said.add(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
@@ -73,6 +76,7 @@ def read(config, tokenizer, split: str) -> tuple[list[Judged], int]:
         kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
         rated = [(at, row) for at, row in one if at is not None]
         dropped += len(both) - len(kept) + len(one) - len(rated)
+        most -= len(kept)
         if kept or rated:
             found.append(Judged(grow(said.sequences), said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
                                 [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""), said.places))

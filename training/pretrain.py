@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,6 +26,7 @@ from data_prep.artifacts import ROOT, StageError, require, stage_output
 from data_prep.conversation import read_jsonl
 from training.labelled import LossOfLabelled
 from training.models import IGNORE, encode, in_batches_of_like_length, train, trainer_arguments
+from training.muon import MuonAndAdamW
 from training.practice import DRILLED, argument_values, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
 
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -62,33 +62,6 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
 def whole_conversations(rows: list[dict]) -> dict[str, list[dict]]:
     """Each conversation's messages up to its last target: the last row of a conversation holds the ones before it."""
     return {row["conversation_id"]: row["prompt"] + row["completion"] for row in rows}
-
-
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon on the weight matrices, AdamW on everything else (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
-
-    In trials the small base's loss fell to the same level in about half the tokens that AdamW alone took.
-    """
-
-    def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float):
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-        self.parts = [torch.optim.Muon(matrices, lr=1.6 * lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-                      torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))]
-        super().__init__([p for part in self.parts for group in part.param_groups for p in group["params"]], {})
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    def step(self, closure=None):
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self):
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state):
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 class Pretrainer(LossOfLabelled, Trainer):

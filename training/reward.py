@@ -31,7 +31,7 @@ from training.ensemble import adapter_name, load_rewards
 from training.judgements import STARS, Judged, check, deal, read, spoil
 from training.lora import adding
 from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
-from training.reward_gate import enough, judge, often
+from training.reward_gate import MOST, judge, often
 from training.trees import collate
 from training.workers import at_once, side_by_side
 
@@ -42,12 +42,9 @@ PROBES = 8          # conversations that a saved model must score as the trained
 
 def run(config) -> None:
     tokenizer, settings = load_tokenizer(config), config.reward
-    judged, dropped = {}, 0
-    for split in ("train", "validation", "test"):
-        judged[split], too_long = read(config, tokenizer, split)
-        dropped += too_long
-    check(judged["train"])
-    others, *rest = deal(judged["train"], settings.members + 1)
+    judged, dropped = read(config, tokenizer, "train")
+    check(judged)
+    others, *rest = deal(judged, settings.members + 1)
     names = [f"members/{k}" for k in range(settings.members)] + ["held_out"]
     with stage_output(config, "reward") as out:
         taught, watching = (often(tokenizer, part, settings.contested) for part in ([one for part in rest for one in part], others))
@@ -55,12 +52,15 @@ def run(config) -> None:
         curves = learn_all(config, parts, [Path(out) / name for name in names])
         model = load_rewards(config, tokenizer, Path(out))
         check_reload(model, Path(out), names, parts)
-        held_out = spoil(tokenizer, enough([*judged["test"], *judged["validation"]]), random.Random(config.seed))
-        found = judge(model, held_out, judged["train"], settings)
+        held_out: list[Judged] = []
+        for split in ("test", "validation"):
+            more, too_long = read(config, tokenizer, split, MOST - sum(len(j.pairs) for j in held_out))
+            held_out, dropped = held_out + more, dropped + too_long
+        found = judge(model, spoil(tokenizer, held_out, random.Random(config.seed)), judged, settings)
         write_json(out / "calibration.json", found["calibration"])
         write_json(out / "gate.json", found["gate"])
         reward_report.write(config, Path(out) / "report.html", found)
-        count = sum(len(j.pairs) for j in judged["train"]), sum(len(j.ratings) for j in judged["train"])
+        count = sum(len(j.pairs) for j in judged), sum(len(j.ratings) for j in judged)
         metrics = {"pairs": count[0], "ratings": count[1], "dropped_too_long": dropped, "loss": [curve[-1]["loss"] for curve in curves], **found["metrics"]}
         write_json(out / "metrics.json", metrics)
         out.summary(f"{count[0]} pairs and {count[1]} ratings → {found['line']}; {dropped} too long", **metrics)

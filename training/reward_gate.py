@@ -54,12 +54,6 @@ def pairs_of(judged: list[Judged]) -> list[Pair]:
     return found
 
 
-def enough(judged: list[Judged]) -> list[Judged]:
-    """The first conversations that hold `MOST` pairs between them."""
-    held = np.cumsum([0, *(len(one.pairs) for one in judged)])
-    return [one for one, before in zip(judged, held, strict=False) if before < MOST]
-
-
 def gaps(reward: np.ndarray, judged: list[Judged], pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> np.ndarray:
     """By how much the first reply's reward is above the second one's, of pairs given by conversation and leaf; `reward` holds all leaves', flat."""
     first = np.cumsum([0, *(len(one.lengths) for one in judged)])
