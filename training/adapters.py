@@ -42,7 +42,7 @@ class Head(torch.nn.Module):
         """Scores (L,) from the hidden states at the replies' ends (L, H), their tokens' log-probs (N,), and which reply each token is of (N,)."""
         zeros = log_probs.new_zeros(len(at_end))
         mean = zeros.index_add(0, of, log_probs) / zeros.index_add(0, of, torch.ones_like(log_probs)).clamp_min(1)
-        least = zeros.index_reduce(0, of, log_probs, "amin")
+        least = zeros.scatter_reduce(0, of, log_probs, "amin")
         return self.linear(at_end.float())[:, 0] + self.likelihood * mean + self.least * least
 
 
