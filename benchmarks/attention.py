@@ -3,7 +3,7 @@
     python -m benchmarks.attention [shape=8b] [device=cuda] [tokens=4096] [length=195] [learned=0.25] [out=runs/attention.md]
 
 Random weights, LoRA on all linear layers, forward and back, no trainer and no optimiser around it. Of the tokens a share is learned: the vocabulary is looked at for these
-alone, as in training (training/labelled.py), or for all. Utilisation: 4 N a token, the vocabulary where something is learned, of a matrix multiplication in the same run.
+alone, as in training (training/labelled.py; TRL does on a GPU), or for all. Utilisation: 4 N a token, the vocabulary where something is learned, of a matrix multiplication in the same run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ROUNDS, LEFT_OUT = 6, 3
 WAYS = {"packed, under a mask": ("sdpa", True), "packed, by sequence": (NAME, True), "rows of one length": ("sdpa", False)}
 
 
-def batch(tokens: int, length: int, learned: float, packed: bool, device: str) -> dict[str, torch.Tensor]:
+def batch(tokens: int, length: int, learned: float, packed: bool, device: str) -> dict:
     """About so many tokens in sequences of one length: one row with its positions, or a row each. Labels on a share of them."""
     rows = tokens // length
     ids = torch.randint(0, 500, (1, rows * length) if packed else (rows, length), generator=torch.Generator().manual_seed(0))
     labels = torch.where(torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < learned, ids, IGNORE)
     positions = torch.arange(length).repeat(rows)[None] if packed else torch.arange(length).expand(rows, -1)
-    made = {"input_ids": ids, "labels": labels.masked_fill(positions == 0, IGNORE), "position_ids": positions}
-    return {key: value.to(device) for key, value in made.items()}
+    begin = {"cu_seq_lens_q": torch.arange(0, rows * length + 1, length, dtype=torch.int32).to(device), "max_length_q": length} if packed else {}
+    return {"input_ids": ids.to(device), "labels": labels.masked_fill(positions == 0, IGNORE).to(device), "position_ids": positions.to(device), **begin}
 
 
 def step(model, inputs: dict, device: str) -> float:
@@ -68,8 +68,6 @@ def main(arguments: list[str]) -> dict[str, dict]:
             if labelled:
                 give_loss_of_labelled(model)
             for way, (attention, packed) in WAYS.items():
-                if not labelled and attention == NAME:
-                    continue          # where sequences begin is said by the forward of training/labelled.py
                 model.get_base_model().set_attn_implementation(attention)
                 inputs = batch(tokens, length, learned, packed, device)
                 if device == "cuda":

@@ -197,6 +197,6 @@ def test_the_plot_of_shares_draws_every_point():
 @pytest.mark.slow
 def test_a_step_costs_more_or_less_by_how_its_tokens_stand_and_learns_the_same(tmp_path):
     results = attention.main(["shape=toy", "device=cpu", "tokens=120", "length=20", f"out={tmp_path / 'page.md'}"])
-    assert len(results) == 10
+    assert len(results) == 12
     assert max(each["loss"] for each in results.values()) == pytest.approx(min(each["loss"] for each in results.values()), rel=1e-4)
     assert all(name.split(",")[0] in (tmp_path / "page.md").read_text() for name in results)

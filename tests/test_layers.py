@@ -31,6 +31,12 @@ def test_imports_run_one_way(path):
     assert not names & FORBIDDEN.get(package, set())
 
 
+def test_training_takes_of_serving_how_replies_are_decoded_and_nothing_else():
+    taken = {node.module for path in FILES if path.relative_to(ROOT).parts[0] == "training" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "serve"}
+    assert taken == {"serve.engine.decoding"}
+
+
 def test_the_pipeline_imports_no_stage():
     names = {f"{node.module}" for node in ast.walk(ast.parse((ROOT / "training/pipeline.py").read_text())) if isinstance(node, ast.ImportFrom)}
     from training.pipeline import STAGES

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from data_prep.artifacts import StageError, stage_dir
+from serve.engine import Sampling
+from serve.engine.embedded import Embedded
 from tests.toys import toy_run
 from training import ppo
 from training.adapters import OneBase
-from training.models import load_tokenizer
+from training.models import load_base, load_tokenizer
 from training.rollouts import Local, Vllm, answer, prompt_ids, several
 from training.trees import grow
 
@@ -133,6 +135,17 @@ def test_the_same_seed_draws_the_same_replies_and_another_one_others(run):
     assert all(len({tuple(turn.reply) for turn in turns}) > 1 for turns in drafts)
 
 
+def test_replies_come_in_the_order_of_their_prompts_however_few_are_drawn_at_once(run):
+    """At next to no temperature a reply depends on its prompt alone."""
+    tokenizer = load_tokenizer(run)
+    model = OneBase(run, tokenizer)
+    model.add("policy", stage_dir(run, "sft") / "adapter")
+    prompts = [[5 + k] * (1 + 7 * k % 11) for k in range(9)]
+    made = [[(turn.prompt, turn.reply) for turn in Local(model, "policy", 6, 1e-4, size)(prompts, 0, 2)] for size in (1, 6, 64)]
+    assert made[0] == made[1] == made[2]
+    assert [prompt for prompt, _ in made[0]] == [prompt for prompt in prompts for _ in range(2)]
+
+
 def test_a_long_conversation_is_cut_as_in_serving(run):
     tokenizer = load_tokenizer(run)
     messages = [{"role": "system", "content": "be kind"}, *({"role": role, "content": f"{role} {k} " * 5} for k in range(20) for role in ("user", "assistant")), {"role": "user", "content": "last"}]
@@ -142,3 +155,16 @@ def test_a_long_conversation_is_cut_as_in_serving(run):
     assert "be kind" in text
     assert "last" in text
     assert "user 0" not in text
+
+
+def test_the_engine_stops_where_it_is_told_and_draws_the_same_again(run):
+    """Of what it would say, all up to the first word that must not be said; and by its seed."""
+    engine, asked = Embedded(load_base(run), load_tokenizer(run), 200), [[{"role": "user", "content": text}] for text in ("hello", "where is my parcel")]
+    plain = engine.generate(asked, Sampling(max_tokens=12))
+    assert [made.finish_reason for made in plain] == ["length", "length"]
+    word = plain[1].text.strip()[3:6]
+    stopped = engine.generate(asked, Sampling(max_tokens=12, stop=(word,)))[1]
+    assert stopped.text == plain[1].text[:plain[1].text.index(word)]
+    assert (stopped.finish_reason, stopped.completion_tokens < 12) == ("stop", True)
+    drawn = [engine.generate(asked, Sampling(temperature=1.0, top_p=0.9, max_tokens=12, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -330,7 +330,7 @@ def test_the_cheaper_loss_is_trls_loss(toy, tmp_path, packing):
     from trl import SFTConfig, SFTTrainer
 
     from training.models import load_base, load_tokenizer, trainer_arguments
-    from training.sft import LabelledSFTTrainer, trainer_of
+    from training.sft import CpuSFTTrainer, trainer_of
 
     tokenizer = load_tokenizer(toy)
     data = Dataset.from_list([encode(tokenizer, TALK, {2, 4}), encode(tokenizer, TALK[:3], {2})] * 3)
@@ -339,7 +339,7 @@ def test_the_cheaper_loss_is_trls_loss(toy, tmp_path, packing):
     config = toy.copy()
     config.model.max_tokens = 400 if not packing else 4000
     trainer = trainer_of(config, load_base(toy), tokenizer, {"train": data, "validation": data}, tmp_path / "ours", {"packing": packing})
-    assert isinstance(trainer, LabelledSFTTrainer)
+    assert isinstance(trainer, CpuSFTTrainer)
     assert len(trainer.eval_dataset) == (1 if packing else len(data))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
@@ -371,12 +371,13 @@ def test_the_cheaper_head_of_dpo_is_trls_head(toy):
 @pytest.mark.slow
 def test_packed_conversations_do_not_see_each_other(toy):
     """Each says and learns what it does alone, when attention goes by sequence."""
-    from training.packed import NAME, edges
+    from training.packed import NAME
 
     model = AutoModelForCausalLM.from_pretrained(require(toy, "pretrain", "test") / "model").eval()
     weight = model.model.layers[0].self_attn.k_proj.weight
     one, two = torch.arange(5, 25), torch.arange(30, 41)
     positions = torch.cat([torch.arange(20), torch.arange(11)])[None]
+    begin = {"cu_seq_lens_q": torch.tensor([0, 20, 31], dtype=torch.int32), "max_length_q": 20}
 
     def gradient(logits: torch.Tensor) -> torch.Tensor:
         return torch.autograd.grad(logits.square().sum(), weight)[0]
@@ -384,9 +385,25 @@ def test_packed_conversations_do_not_see_each_other(toy):
     alone = [model(input_ids=ids[None]).logits[0] for ids in (one, two)]
     expected = gradient(alone[0]) + gradient(alone[1])
     model.set_attn_implementation(NAME)
-    packed = model(input_ids=torch.cat([one, two])[None], position_ids=positions, **edges(positions)).logits[0]
+    packed = model(input_ids=torch.cat([one, two])[None], position_ids=positions, **begin).logits[0]
     assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
     assert torch.allclose(gradient(packed), expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_attention_by_sequence_knows_windows_and_says_what_it_does_not():
+    from training.packed import attend
+
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    begin = torch.tensor([0, 5, 9], dtype=torch.int32)
+    place, of = torch.arange(9), torch.tensor([0] * 5 + [1] * 4)
+    for window in (None, 1, 3, 20):
+        seen = (of[:, None] == of) & (place[:, None] >= place) & (place[:, None] - place < (window or 9))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+        assert torch.allclose(attend(None, q, k, v, None, sliding_window=window, cu_seq_lens_q=begin, max_length_q=5)[0], expected, atol=1e-5)
+    for what in ({"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"cu_seq_lens_q": None}):
+        with pytest.raises(NotImplementedError, match="packing=false"):
+            attend(None, q, k, v, None, **{"cu_seq_lens_q": begin, "max_length_q": 5, **what})
 
 
 @pytest.mark.slow

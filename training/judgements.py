@@ -127,8 +127,8 @@ def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
 
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
     everybody, for goodbyes had never been rated badly, another to look an order up twice, one to confirm a new address where it had moved a payment, and one
-    to name the days of the delivery where those of the payment were asked for. What is put in a reply's place is itself one of those that are spoiled, for
-    what is oftener right than wrong is preferred unread: a policy took every other concern for the one that most of the conversations were about.
+    to name the days of the delivery where those of the payment were asked for. What comes from elsewhere is itself one of the replies that are spoiled, for
+    what is much oftener right than wrong is preferred unread: a policy took every other concern for the one that most of the conversations were about.
     """
     chosen = [rng.sample(good, min(SPOILED, len(good))) for good in (sorted(one.good()) for one in judged)]
     pool: dict[Place, list[list[int]]] = defaultdict(list)

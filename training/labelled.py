@@ -1,4 +1,4 @@
-"""Logits of labelled positions only: those of all the others cost more than a tiny model, and a fifth of a step of a large one. Same values as the libraries'."""
+"""On a CPU, logits of labelled positions only: those of all the others cost more than a tiny model. Same values as the libraries'."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl.trainer.utils import FusedCausalLMOutput
 
 from training.models import IGNORE
-from training.packed import NAME, edges
 
 
 class LossOfLabelled:
-    """The trainers' loss, with logits of labelled positions only, and nothing else computed of them (TRL's entropy and accuracy look at all).
+    """The trainers' loss, with logits of labelled positions only: on a CPU those of all the others cost more than the model.
 
     A mix-in before transformers' or TRL's trainer. No attention mask is passed: padding stands on the right, where causal
-    attention never looks, and packed sequences are kept apart by their positions (with a cache, transformers would not look at these). Same value as theirs (tests/test_training.py).
+    attention never looks; packed sequences are kept apart by where they begin. Same value as theirs (tests/test_training.py).
     """
 
     def __init__(self, model, *args, **kwargs):
@@ -25,7 +24,7 @@ class LossOfLabelled:
         give_loss_of_labelled(model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = model(**{key: inputs[key] for key in ("input_ids", "position_ids", "labels") if key in inputs}, num_items_in_batch=num_items_in_batch)["loss"]
+        loss = model(**{key: inputs[key] for key in ("input_ids", "position_ids", "labels", "cu_seq_lens_q", "max_length_q") if key in inputs}, num_items_in_batch=num_items_in_batch)["loss"]
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes         # that many processes' gradients are averaged, and each has been divided by the labels of all
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -36,9 +35,9 @@ def give_loss_of_labelled(model) -> None:
     network = model.get_base_model() if isinstance(model, PeftModel) else model
 
     @functools.wraps(type(network).forward)
-    def forward(input_ids, labels, position_ids=None, num_items_in_batch=None, **_):
-        apart = edges(position_ids) if network.config._attn_implementation == NAME else {}
-        hidden, labels = network.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **apart).last_hidden_state, labels[:, 1:]
+    def forward(input_ids, labels, position_ids=None, num_items_in_batch=None, cu_seq_lens_q=None, max_length_q=None, **_):
+        begin = {} if cu_seq_lens_q is None else {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+        hidden, labels = network.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **begin).last_hidden_state, labels[:, 1:]
         learned = labels != IGNORE
         total = torch.nn.functional.cross_entropy(network.lm_head(hidden[:, :-1][learned]).float(), labels[learned], reduction="sum")
         return CausalLMOutput(loss=total / (learned.sum() if num_items_in_batch is None else num_items_in_batch))

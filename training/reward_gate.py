@@ -179,8 +179,8 @@ def often(tokenizer, judged: list[Judged], share: float) -> list[Judged]:
     """The conversations, with those repeated that hold a contested pair, until they are about `share` of all; any that no pair is contested in comes once.
 
     Where the same two replies are better now one, now the other, only the state of the world tells; seen as rarely as they come, such pairs are
-    learned last, and a reward model that is right nine times in ten is then wrong in just these. Single ratings come once: most are good, and repeated they
-    say of whatever is contested that it is good to say.
+    learned last, and a reward model that is right nine times in ten is then wrong in just these. Single ratings come once at most: they are mostly good, and repeated
+    they say of whatever is contested that it is good to say.
     """
     pairs = [(i, (kind(tokenizer, one.reply(better)), kind(tokenizer, one.reply(worse)))) for i, one in enumerate(judged) for better, worse, _ in one.pairs]
     hold = {i for (i, _), either_way in zip(pairs, contested([kinds for _, kinds in pairs]), strict=True) if either_way}

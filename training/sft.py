@@ -24,7 +24,7 @@ from training.models import in_batches_of_like_length, load_base, load_tokenizer
 from training.packed import NAME
 
 
-class LabelledSFTTrainer(LossOfLabelled, SFTTrainer):
+class CpuSFTTrainer(LossOfLabelled, SFTTrainer):
     """TRL's SFTTrainer with the cheaper loss."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -80,10 +80,11 @@ def trainer_of(config, model, tokenizer, datasets: dict, folder: Path, changes) 
     settings = {**config.hardware.sft_trainer, **config.sft.trainer, **changes}
     sampling = {"shuffle_dataset": True} if settings["packing"] else {"train_sampling_strategy": "sequential"}
     arguments = trainer_arguments(config, "sft", folder, SFTConfig, settings, max_length=config.model.max_tokens, completion_only_loss=False, eval_strategy="no", **sampling)
-    if settings["packing"]:          # one packed row a step, for so the sequences stay apart (tests/test_training.py)
+    if settings["packing"]:
         (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation(NAME)
     else:
         rng = random.Random(config.seed)
         order = in_batches_of_like_length(rng.sample(datasets["train"].to_list(), len(datasets["train"])), arguments.train_batch_size * arguments.world_size, rng)
         datasets = {**datasets, "train": Dataset.from_list(order)}
-    return LabelledSFTTrainer(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)
+    trainer_class = CpuSFTTrainer if config.hardware.trainer.use_cpu else SFTTrainer
+    return trainer_class(model, arguments, train_dataset=datasets["train"], eval_dataset=datasets["validation"], processing_class=tokenizer)

@@ -34,7 +34,7 @@ def decode(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, choo
     position = (mask.cumsum(1) - 1).clamp_min(0)
     out = model(**batch, position_ids=position, use_cache=True, logits_to_keep=1)
     cache, logits, mask, position = out.past_key_values, out.logits[:, -1].repeat_interleave(each, 0), mask.repeat_interleave(each, 0), position[:, -1:].repeat_interleave(each, 0)
-    cache.batch_repeat_interleave(each)
+    cache.reorder_cache(torch.arange(len(prompts), device=mask.device).repeat_interleave(each))
     said: list[list[int]] = [[] for _ in mask]
     rows = list(range(len(said)))                  # whose row each is
     over = set()
@@ -50,7 +50,7 @@ def decode(model, tokenizer, prompts: list[list[int]], max_new_tokens: int, choo
             break
         if len(left) <= (1 - ENDED) * len(rows):
             kept = torch.tensor(left, device=mask.device)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             mask, position, drawn, rows = mask[kept], position[kept], drawn[kept], [rows[place] for place in left]
         mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), position + 1
         logits = model(input_ids=drawn[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True).logits[:, -1]
