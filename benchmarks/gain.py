@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from benchmarks.shapes import link, made_from, shown
 from data_prep.artifacts import StageError, recorded_config, require, stage_dir
 from data_prep.company.pack import load_pack
-from data_prep.conversation import Message, write_json
+from data_prep.conversation import Message, read_jsonl, write_json, write_jsonl
 from data_prep.statistics import paired_difference
 from eval.metrics import SIMULATED
 from eval.simulator import draw_talks, simulate
@@ -93,14 +93,19 @@ def ceiling(config, tokenizer, folder: Path) -> None:
     model.save("policy", folder / "ceiling/adapter")
 
 
-def measured(config, tokenizer, where: dict[str, tuple], conversations: int, n: int) -> dict[str, list[dict]]:
-    """Outcomes of every candidate with the same customers; `where` each lies, as (configuration of a run, stage)."""
+def measured(config, tokenizer, where: dict[str, tuple], conversations: int, n: int, folder: Path) -> dict[str, list[dict]]:
+    """Outcomes of every candidate with the same customers, kept in `folder`; `where` each lies, as (configuration of a run, stage)."""
     pack, settings = load_pack(config.company), config.evaluate
     found = {}
     for name in NAMES:
+        talks = folder / f"{name}-{n if name == 'best_of_n' else 1}-{conversations}.jsonl"
+        if talks.is_file():
+            found[name] = [row for _, row in read_jsonl(talks)]
+            continue
         engine = BestOf(config, tokenizer, n) if name == "best_of_n" else Embedded(load_candidate(*where[name]), tokenizer, config.model.max_tokens)
         found[name] = simulate(engine, draw_talks(pack, conversations, "unseen", settings.seed), batch_size=settings.batch_size, max_replies=settings.max_replies,
                                sampling=Sampling(max_tokens=config.model.max_new_tokens), label=name)
+        write_jsonl(talks, found[name])
     return found
 
 
@@ -128,6 +133,11 @@ def table(outcomes: dict[str, list[dict]], n: int) -> tuple[list[str], dict]:
         share = figures[name]["closed"]
         cell = "" if name in ("sft", "ceiling") or share is None else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
         lines.append(f"| {NAMES[name].replace('best of n', f'best of {n}')} | {cells[0]} | {'' if name == 'sft' else f'{gain:+.1%} [{low:+.1%}, {high:+.1%}]'} | {cell} | {cells[1]} | {cells[2]} |")
+    for better, other in (("ppo", "sft_top"), ("ppo", "dpo"), ("ppo_alone", "sft_top")):
+        if better in success and other in success:
+            gain, low, high = paired_difference(success[better], success[other])
+            figures[better][f"over_{other}"] = {"value": gain, "low": low, "high": high}
+            lines.append(f"\n{NAMES[better]} less {NAMES[other]}: {gain:+.1%} [{low:+.1%}, {high:+.1%}].")
     return lines, figures
 
 
@@ -152,7 +162,7 @@ def main(arguments: list[str]) -> dict:
     where["ceiling"] = top, "ceiling"
     ceiling(config, tokenizer, folder)
     link(run_dir, folder, "pretrain")
-    outcomes = measured(config, tokenizer, where, conversations, n)
+    outcomes = measured(config, tokenizer, where, conversations, n, folder / "talks")
     lines, figures = table(outcomes, n)
     made = (f"{datetime.date.today()}, {conversations} simulated conversations a candidate with unseen wordings, one training (seed {config.seed}), intervals over customers: "
             f"{shown('benchmarks.gain', arguments)}")
