@@ -130,19 +130,20 @@ def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
     to name the days of the delivery where those of the payment were asked for. What comes from elsewhere is itself one of the replies that are spoiled, for
     what is much oftener right than wrong is preferred unread: a policy took every other concern for the one that most of the conversations were about.
     """
-    chosen = [rng.sample(good, min(SPOILED, len(good))) for good in (sorted(one.good()) for one in judged)]
+    goods = [sorted(one.good()) for one in judged]
+    chosen = [rng.sample(good, min(SPOILED, len(good))) for good in goods]
     pool: dict[Place, list[list[int]]] = defaultdict(list)
     about: dict[tuple[Place, str], set[str]] = defaultdict(set)          # what is said at a place about a topic, as wordings
-    for one, some in zip(judged, chosen, strict=True):
+    for one, good, some in zip(judged, goods, chosen, strict=True):
         for at in some:
             pool[one.places[at]].append(one.reply(at))
-        for at in one.good():
+        for at in good:
             about[one.places[at], one.topic].add(wording(tokenizer, one.reply(at)))
     anywhere = [reply for replies in pool.values() for reply in replies]
     digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
     made = []
-    for one, some in zip(judged, chosen, strict=True):
-        sequences, spoiled, own = [[one.tree.ids[place] for place in leaf] for leaf in one.tree.leaves], [], [one.reply(at) for at in sorted(one.good())]
+    for one, good, some in zip(judged, goods, chosen, strict=True):
+        sequences, spoiled, own = [[one.tree.ids[place] for place in leaf] for leaf in one.tree.leaves], [], [one.reply(at) for at in good]
         for at in some:
             place, right, before = one.places[at], one.reply(at), sequences[at][:-one.lengths[at]]
             others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not one.topic or wording(tokenizer, reply) not in about[place, one.topic]]

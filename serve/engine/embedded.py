@@ -39,11 +39,10 @@ class Embedded:
     @torch.inference_mode()
     def generate(self, conversations: list[list[Message]], sampling: Sampling) -> list[Completion]:
         prompts = [self.prompt(c, min(sampling.max_tokens, self.max_tokens // 2)) for c in conversations]
-        room = max(1, min(sampling.max_tokens, self.max_tokens - max(map(len, prompts))))
         with self.lock:
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
-            made = decode(self.model, self.tokenizer, prompts, room, lambda logits: pick(logits, sampling.temperature, sampling.top_p),
+            made = decode(self.model, self.tokenizer, prompts, self._most(sampling, max(map(len, prompts))), lambda logits: pick(logits, sampling.temperature, sampling.top_p),
                           is_over=lambda said: bool(sampling.stop) and any(stop in self.tokenizer.decode(said, skip_special_tokens=True) for stop in sampling.stop))
         return [self._completion(len(prompt), reply, sampling) for prompt, [reply] in zip(prompts, made, strict=True)]
 
@@ -74,8 +73,12 @@ class Embedded:
         finally:
             cancelled.set()
 
+    def _most(self, sampling: Sampling, length: int) -> int:
+        """The tokens that a reply may have behind a prompt of a length."""
+        return max(1, min(sampling.max_tokens, self.max_tokens - length))
+
     def _settings(self, sampling: Sampling, length: int) -> dict:
-        settings = {"max_new_tokens": max(1, min(sampling.max_tokens, self.max_tokens - length)), "pad_token_id": self.tokenizer.pad_token_id,
+        settings = {"max_new_tokens": self._most(sampling, length), "pad_token_id": self.tokenizer.pad_token_id,
                     "eos_token_id": self.tokenizer.eos_token_id, "do_sample": sampling.temperature > 0}
         if sampling.temperature > 0:
             settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
