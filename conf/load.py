@@ -14,6 +14,7 @@ from conf.schema import register
 
 FOLDER = Path(__file__).resolve().parent
 _open_key = re.compile(r"^(\w+\.)?(trainer|sft_trainer|full_trainer|architecture|gates|columns|roles)\.[\w-]+=")     # open dictionaries: any key may be set
+COUNTS = ("model.max_tokens", "model.max_new_tokens", "reward.members", "ppo.steps", "ppo.episodes", "ppo.drafts", "ppo.max_replies", "ppo.rollout_batch", "ppo.batch_tokens", "ppo.epochs", "ppo.minibatches")
 
 
 class ConfigError(ValueError):
@@ -23,7 +24,7 @@ class ConfigError(ValueError):
 def load_config(overrides: list[str], name: str = "config") -> DictConfig:
     """The composed, type-checked configuration, every value resolved.
 
-    Raises: ConfigError in one line, for an unknown key, a wrong type, a missing value or an unknown choice of a group.
+    Raises: ConfigError in one line, for an unknown key, a wrong type, a missing value, an unknown choice of a group, or less than one of what there must be some of.
     """
     register()
     try:
@@ -37,6 +38,9 @@ def load_config(overrides: list[str], name: str = "config") -> DictConfig:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=… to the command line")
+    for key in COUNTS:
+        if (value := OmegaConf.select(config, key)) is not None and value < 1:
+            raise ConfigError(f"config key `{key}`: {value} must be at least 1; see {_file_of(key)}")
     return config
 
 

@@ -50,7 +50,8 @@ def test_every_trainer_key_is_trls(experiment):
 @pytest.mark.parametrize(("override", "says"), [
     ("sft.lora.x=3", "unknown config key `sft.lora.x`"), ("lerning_rate=1", "unknown config key `lerning_rate`"),
     ("sft.lora.r=many", "conf/stage/sft.yaml"), ("model=gpt", "conf/model has ['qwen3_4b', 'qwen3_8b', 'tiny']"),
-    ("data=jsonl", "data.conversations must be given"), ("experiment=none", "conf/experiment has")])
+    ("data=jsonl", "data.conversations must be given"), ("experiment=none", "conf/experiment has"),
+    ("ppo.drafts=0", "`ppo.drafts`: 0 must be at least 1; see conf/stage/ppo.yaml"), ("model.max_new_tokens=0", "conf/model/")])
 def test_a_config_error_says_what_where_and_what_to_do(override, says):
     with pytest.raises(ConfigError) as error:
         load_config([override])
