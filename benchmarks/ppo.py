@@ -2,9 +2,10 @@
 
     python -m benchmarks.ppo trl_python=.venv-trl/bin/python [run_dir=runs/dev] [shape=135m] [device=cpu] [out=benchmarks/ppo.md]
 
-Both are given the same prompts (token ids), batch, micro-batch of the update, reply length, epochs, optimiser steps, constant learning rate, threads, LoRA rank and one
+Both are given the same prompts (token ids), replies to each, batch, micro-batch of the update, reply length, epochs, optimiser steps, constant learning rate, threads, LoRA rank and one
 reward model; each runs in a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. TRL's
-value model is a whole model that is trained whole, and it scores all that it has drawn in one batch: there is one setting for both. With `run_dir`, a finished run
+value model is a whole model that is trained whole, and it scores all that it has drawn in one batch: there is one setting for both. Where several replies are drawn to
+a prompt, as ours does by default, TRL's data set has it as often: it reads each as a row, ours the prompt once. With `run_dir`, a finished run
 of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts. Ours starts its value model from a
 reward model and adapts the coefficient of KL, TRL's is fixed: the distance that each went from SFT is in the table.
 On a GPU (`shape=8b device=cuda`) also the utilisation of the update, against a matrix multiplication in the same run.
@@ -33,15 +34,16 @@ from training.alarms import measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
 from training.models import load_candidate, load_tokenizer, quieten
-from training.rollouts import Episode, Local, prompt_ids
+from training.rollouts import Episode, Local, prompt_ids, several
 from training.trees import grow
 
 PROMPT, REPLY, BATCH, MICRO = 64, 48, 16, 4            # tokens and rows of the timed steps
 LONG_PROMPT = 512                                      # on a GPU: what a support conversation has behind it
 THREADS = 2                                            # of each side on a CPU
-REACHED = {"steps": 12, "batch": 64, "epochs": 2, "minibatches": 2, "reply_tokens": 64}
-LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)            # for TRL's side; ours has the one of conf/
-HELD_OUT = 256
+REPLIES = 1, 4                                         # to a prompt; the batch is so many fewer prompts
+REACHED = {"steps": 12, "batch": 64, "drafts": 4, "epochs": 2, "minibatches": 2, "reply_tokens": 64}          # batch: replies
+LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1.2e-3)            # each side is given each
+HELD_OUT = 512
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def ours(spec: dict) -> dict:
     draw, found, beta = Local(model, "policy", spec["reply_tokens"]), {"rollout": [], "step": [], "update": []}, settings.beta
     for step, prompts in enumerate(spec["prompts"]):
         started = time.perf_counter()
-        episodes = [Episode([turn]) for turn in draw(prompts, spec["seed"] + step)]
+        episodes = [Episode(turns) for turns in several(draw, prompts, spec["drafts"], spec["seed"] + step)]
         drawn = time.perf_counter()
         samples = ppo.appraise(model, episodes, lambda _, trees, replies: rewards(model, calibration, trees, replies), beta, settings, group)
         watch = (lambda trees, replies: held_out_rewards(model, calibration, trees, replies)) if "held_out" in model.heads else lambda *_: torch.zeros(1)
@@ -114,21 +116,22 @@ def configuration(spec: dict):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[str, dict]:
-    """Steps of both on random weights; the first, in which memory is first asked for, is left out of the times."""
+def timed(trl_python: str, shape: str, device: str, steps: int, folder: Path) -> dict[int, dict[str, dict]]:
+    """Steps of both on random weights, by replies to a prompt; the first step, in which memory is first asked for, is left out of the times."""
     base, rng = random_base(shape, folder / shape, device), random.Random(0)
     prompt = LONG_PROMPT if device == "cuda" else PROMPT
     spec = {"base": str(base), "run_dir": None, "device": device, "seed": 0, "members": 1, "threads": THREADS, "epochs": 2, "minibatches": 1, "micro": MICRO, "batch_tokens": MICRO * (prompt + REPLY),
-            "reply_tokens": REPLY, "learning_rate": 1e-5, "lora": {"r": LORA.r, "lora_alpha": LORA.lora_alpha, "target_modules": "all-linear"}, "checkpointing": False,
-            "prompts": [[[rng.randrange(100, 500) for _ in range(prompt)] for _ in range(BATCH)] for _ in range(steps + 1)]}
+            "reply_tokens": REPLY, "learning_rate": 1e-5, "lora": {"r": LORA.r, "lora_alpha": LORA.lora_alpha, "target_modules": "all-linear"}, "checkpointing": False}
+    sides = (("ours, one reward model", sys.executable, ["benchmarks.ppo", "ours"], {}), ("ours, three and one that watches", sys.executable, ["benchmarks.ppo", "ours"], {"members": 3}),
+             ("TRL 1.12", trl_python, ["benchmarks.ppo_trl"], {}), ("TRL 1.12, checkpointing (its default)", trl_python, ["benchmarks.ppo_trl"], {"checkpointing": True}))
     found = {}
-    for name, python, module, changes in (("ours, one reward model", sys.executable, ["benchmarks.ppo", "ours"], {}), ("ours, three and one that watches", sys.executable, ["benchmarks.ppo", "ours"], {"members": 3}),
-                                          ("TRL 1.12", trl_python, ["benchmarks.ppo_trl"], {}), ("TRL 1.12, checkpointing (its default)", trl_python, ["benchmarks.ppo_trl"], {"checkpointing": True})):
-        print(name, file=sys.stderr, flush=True)
-        found[name] = side(python, module, {**spec, **changes}, folder / name.partition(" (")[0].replace(",", "").replace(" ", "_"))
-    for each in found.values():
-        each["steps"] = each["step"][1:]
-        each["rollout"], each["step"] = (mean(each[key][1:]) for key in ("rollout", "step"))
+    for drafts in REPLIES:
+        asked = {"drafts": drafts, "prompts": [[[rng.randrange(100, 500) for _ in range(prompt)] for _ in range(BATCH // drafts)] for _ in range(steps + 1)]}
+        found[drafts] = {}
+        for name, python, module, changes in sides:
+            print(f"{name}, {drafts} to a prompt", file=sys.stderr, flush=True)
+            each = side(python, module, {**spec, **asked, **changes}, folder / f"{drafts}_{name.partition(' (')[0].replace(',', '').replace(' ', '_')}")
+            found[drafts][name] = {**each, "steps": each["step"][1:], "rollout": mean(each["rollout"][1:]), "step": mean(each["step"][1:])}
     return found
 
 
@@ -148,10 +151,12 @@ def reached(trl_python: str, run_dir: Path, overrides: list[str], folder: Path) 
     if not (merged / "config.json").is_file():
         load_candidate(config, "sft").save_pretrained(merged)
         tokenizer.save_pretrained(merged)
-    train, held_out = prompts("train", REACHED["steps"] * REACHED["batch"]), prompts("validation", HELD_OUT)
-    batch = min(REACHED["batch"], len(train))
+    asked = REACHED["batch"] // REACHED["drafts"]
+    train, held_out = prompts("train", REACHED["steps"] * asked), prompts("validation", HELD_OUT)
+    asked = min(asked, len(train))
+    batch = asked * REACHED["drafts"]
     spec = {**REACHED, "base": str(merged), "run_dir": str(run_dir.resolve()), "overrides": overrides, "device": "cpu", "seed": 0, "threads": THREADS, "members": 3, "micro": batch, "batch_tokens": 8192, "checkpointing": False,
-            "prompts": [train[k:k + batch] for k in range(0, len(train) - batch + 1, batch)],
+            "prompts": [train[k:k + asked] for k in range(0, len(train) - asked + 1, asked)],
             "lora": {"r": config.sft.lora.r, "lora_alpha": config.sft.lora.alpha, "target_modules": config.sft.lora.target_modules}}
     model = load_rewards(config, tokenizer, stage_dir(config, "reward"))
     calibration = json.loads((stage_dir(config, "reward") / "calibration.json").read_text())
@@ -169,12 +174,11 @@ def reached(trl_python: str, run_dir: Path, overrides: list[str], folder: Path) 
         return {"kl": (said[0] - said[1]).tolist(), "ensemble": rewards(model, calibration, trees, replies).tolist(), "held_out": held_out_rewards(model, calibration, trees, replies).tolist()}
 
     own_base = stage_dir(config, "pretrain") / "model" if config.model.from_scratch else Path(config.model.name)
-    found = {"SFT": {**judged(None, merged), "seconds": ""}}
-    took = side(sys.executable, ["benchmarks.ppo", "ours"], {**spec, "learning_rate": config.ppo.learning_rate}, folder / "ours_reward")
-    found["ours"] = {**judged(folder / "ours_reward/policy", own_base), "seconds": sum(took["step"]), "steps": len(spec["prompts"]), "batch": batch}
-    for rate in LEARNING_RATES:
-        took = side(trl_python, ["benchmarks.ppo_trl"], {**spec, "learning_rate": rate}, folder / f"trl_reward_{rate:g}")
-        found[f"TRL 1.12, learning rate {rate:g}"] = {**judged(folder / f"trl_reward_{rate:g}/policy", merged), "seconds": sum(took["step"])}
+    found = {"SFT": {**judged(None, merged), "seconds": 0.0, "steps": len(spec["prompts"]), "batch": batch}}
+    for name, python, module, base in (("ours", sys.executable, ["benchmarks.ppo", "ours"], own_base), ("TRL 1.12", trl_python, ["benchmarks.ppo_trl"], merged)):
+        for rate in LEARNING_RATES:
+            took = side(python, module, {**spec, "learning_rate": rate}, folder / f"{name}_{rate:g}".replace(" ", "_"))
+            found[f"{name}, learning rate {rate:g}"] = {**judged(folder / f"{name}_{rate:g}".replace(" ", "_") / "policy", base), "seconds": sum(took["step"])}
     return found
 
 
@@ -187,25 +191,28 @@ def main(arguments: list[str]) -> dict:
     trl_python, run_dir, shape, device = options.pop("trl_python"), options.pop("run_dir", None), options.pop("shape", "135m"), options.pop("device", "cpu")
     steps, out, work = int(options.pop("steps", 3)), Path(options.pop("out", "runs/bench_ppo/ppo.md")), Path(options.pop("work", "runs/bench_ppo")).resolve()
     results = {"timed": timed(trl_python, shape, device, steps, work)}
-    trl = results["timed"]["TRL 1.12"]
     lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {machine(device)}: {shown('benchmarks.ppo', arguments)}", "",
-             f"{BATCH} prompts of {LONG_PROMPT if device == 'cuda' else PROMPT} tokens, replies of {REPLY}, micro-batches of {MICRO}, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, mean of {steps} steps "
-             "(from the fastest to the slowest). TRL trains a value model whole, ours an adapter.", "",
-             "| | seconds a step | rollout | the rest | time / TRL's | peak memory | memory / TRL's |", "|---|---|---|---|---|---|---|"]
-    for name, each in results["timed"].items():
-        low, high = min(each["steps"]), max(each["steps"])
-        lines.append(f"| {name} | {each['step']:.2f} ({low:.2f} to {high:.2f}) | {each['rollout']:.2f} | {each['step'] - each['rollout']:.2f} | {each['step'] / trl['step']:.2f} | {each['peak'] / 2**30:.2f} GiB | {each['peak'] / trl['peak']:.2f} |")
-    lines += [f"\n{name}: update {each['update_tokens_per_second']:.0f} tokens/s, {each['mfu']:.0%} of the {each['ceiling'] / 1e12:.0f} TFLOP/s that a matrix multiplication reached."
-              for name, each in results["timed"].items() if "mfu" in each]
+             f"{BATCH} replies of {REPLY} tokens a step to prompts of {LONG_PROMPT if device == 'cuda' else PROMPT}, micro-batches of {MICRO} rows, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, "
+             f"mean of {steps} steps (from the fastest to the slowest). TRL trains a value model whole, ours an adapter."]
+    for drafts, sides in results["timed"].items():
+        trl = sides["TRL 1.12"]
+        lines += ["", f"{BATCH // drafts} prompts, {'one reply' if drafts == 1 else f'{drafts} replies'} to each{'' if drafts == 1 else ', as ours draws them by default: the prompt is read once for all, TRL reads a row a reply'}:", "",
+                  "| | seconds a step | rollout | the rest | time / TRL's | peak memory | memory / TRL's |", "|---|---|---|---|---|---|---|"]
+        for name, each in sides.items():
+            low, high = min(each["steps"]), max(each["steps"])
+            lines.append(f"| {name} | {each['step']:.2f} ({low:.2f} to {high:.2f}) | {each['rollout']:.2f} | {each['step'] - each['rollout']:.2f} | {each['step'] / trl['step']:.2f} | {each['peak'] / 2**30:.2f} GiB | {each['peak'] / trl['peak']:.2f} |")
+        lines += [f"\n{name}: update {each['update_tokens_per_second']:.0f} tokens/s, {each['mfu']:.0%} of the {each['ceiling'] / 1e12:.0f} TFLOP/s that a matrix multiplication reached."
+                  for name, each in sides.items() if "mfu" in each]
     if run_dir:
         results["reached"] = reached(trl_python, Path(run_dir), [f"{key}={value}" for key, value in options.items()], work)
-        base, mine = results["reached"]["SFT"], results["reached"]["ours"]
-        lines += ["", f"Reward after {mine['steps']} steps of {mine['batch']} single replies with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired; one seed):", "",
-                  "| | ensemble | over SFT | held-out reward model | nats a reply from SFT | ours over it (ensemble) | seconds |", "|---|---|---|---|---|---|---|"]
+        base = results["reached"]["SFT"]
+        mine = max((each for name, each in results["reached"].items() if name.startswith("ours")), key=lambda each: mean(each["ensemble"]))
+        lines += ["", f"Reward after {base['steps']} steps of {base['batch']} single replies, {REACHED['drafts']} to a prompt, with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired; one seed):", "",
+                  "| | ensemble | over SFT | held-out reward model | nats a reply from SFT | our best over it (ensemble) | seconds |", "|---|---|---|---|---|---|---|"]
         for name, each in results["reached"].items():
             gain, over = paired_difference(each["ensemble"], base["ensemble"]), paired_difference(mine["ensemble"], each["ensemble"])
-            cells = ["" if skip else f"{d[0]:+.3f} [{d[1]:+.3f}, {d[2]:+.3f}]" for d, skip in ((gain, name == "SFT"), (over, name in ("SFT", "ours")))]
-            lines.append(f"| {name} | {mean(each['ensemble']):.3f} | {cells[0]} | {mean(each['held_out']):.3f} | {mean(each['kl']):.2f} | {cells[1]} | {each['seconds'] if name == 'SFT' else round(each['seconds'])} |")
+            cells = ["" if skip else f"{d[0]:+.3f} [{d[1]:+.3f}, {d[2]:+.3f}]" for d, skip in ((gain, each is base), (over, each is base or each is mine))]
+            lines.append(f"| {name} | {mean(each['ensemble']):.3f} | {cells[0]} | {mean(each['held_out']):.3f} | {mean(each['kl']):.2f} | {cells[1]} | {each['seconds']:.0f} |")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join([*lines, ""]), encoding="utf-8")
     write_json(work / "ppo.json", results)

@@ -60,7 +60,7 @@ def main(spec: dict) -> dict:
         return AutoModelForSequenceClassification.from_pretrained(spec["base"], num_labels=1, dtype=dtype)
 
     reward = Learned(spec["run_dir"], spec["overrides"]) if spec["run_dir"] else classifier()
-    steps, batch = len(spec["prompts"]), len(spec["prompts"][0])
+    steps, batch = len(spec["prompts"]), len(spec["prompts"][0]) * spec["drafts"]
     arguments = PPOConfig(output_dir=str(Path(spec["folder"]) / "trl"), per_device_train_batch_size=spec["micro"], gradient_accumulation_steps=batch // spec["micro"], num_mini_batches=spec["minibatches"],
                           num_ppo_epochs=spec["epochs"], total_episodes=steps * batch, response_length=spec["reply_tokens"], stop_token="eos", missing_eos_penalty=1.0, temperature=1.0, kl_coef=0.05,
                           learning_rate=spec["learning_rate"], lr_scheduler_type="constant", num_sample_generations=0, report_to="none", save_strategy="no", logging_steps=1, seed=spec["seed"],
@@ -76,7 +76,7 @@ def main(spec: dict) -> dict:
         return made
 
     ppo_trainer.batch_generation = timed
-    dataset = Dataset.from_list([{"input_ids": ids} for each in spec["prompts"] for ids in each])
+    dataset = Dataset.from_list([{"input_ids": ids} for each in spec["prompts"] for ids in each for _ in range(spec["drafts"])])
     trainer = PPOTrainer(arguments, tokenizer, AutoModelForCausalLM.from_pretrained(spec["base"], dtype=dtype), None, reward, dataset, classifier(), eval_dataset=dataset.select(range(1)),
                          peft_config=LoraConfig(**spec["lora"]))
     with contextlib.redirect_stdout(sys.stderr):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import random
 import shutil
 import sys
 import time
@@ -33,7 +34,7 @@ from data_prep.artifacts import recorded_config, stage_dir, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from training import dpo, sft
 from training.lora import adding
-from training.models import IGNORE, load_base, load_sft, load_tokenizer, lora_config, plain, preference_rows, quieten, sequences, trainer_arguments
+from training.models import IGNORE, load_base, load_sft, load_tokenizer, lora_config, plain, preference_rows, preferences, quieten, sequences, trainer_arguments
 
 WAYS = {"sft": ["TRL, a row a reply", "TRL, a row a conversation", "ours, batches of like length", "ours, packed"], "dpo": ["TRL", "TRL, reference cached", "ours"]}
 UNCHECKED = "no checkpointing"
@@ -115,7 +116,8 @@ def sft_trainer(config, tokenizer, spec: dict, folder: Path, fixed: dict):
 
 
 def dpo_trainer(config, tokenizer, spec: dict, folder: Path, fixed: dict):
-    rows, _ = preference_rows(config, tokenizer, "train", spec["rows"] // 2)
+    pairs = preferences(config, "train")
+    rows, _ = preference_rows(config, tokenizer, random.Random(config.seed).sample(pairs, min(spec["rows"] // 2, len(pairs))))
     fixed = {**fixed, "per_device_train_batch_size": spec["batch"], "gradient_accumulation_steps": 1}
     config.dpo.trainer = {**config.dpo.trainer, **fixed}
     if spec["way"].startswith("ours"):

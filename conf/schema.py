@@ -144,8 +144,8 @@ class Reward:
 class Dpo:
     max_chosen_drop: float = MISSING      # nats per reply; a larger fall of chosen log-probs raises the alarm
     max_length_drift: float = MISSING     # times; replies that grew or shrank by more raise the alarm
-    pool: int | None = MISSING            # a random part of more pairs than so many
-    max_pairs: int | None = MISSING       # of these are trained on, half of them the ones SFT gets most wrong
+    pool: int | None = MISSING            # so many others, at random, are looked through for those that SFT gets most wrong; null: all
+    max_pairs: int | None = MISSING       # trained on; null: all
     offset: float = MISSING               # times log(1 + gap in stars): how much further apart a pair is kept
     average: float = MISSING              # share of what was trained in the average with SFT that goes out, above 0 up to 1
     trainer: dict[str, Any] = MISSING

@@ -113,9 +113,10 @@ def test_whole_groups_are_drawn(groups):
         assert all(count % groups.count(group) == 0 for group, count in drawn.items())
 
 
-def test_our_side_of_ppo_moves_the_policy_and_times_its_steps(tmp_path):
+@pytest.mark.parametrize("drafts", ppo.REPLIES)
+def test_our_side_of_ppo_moves_the_policy_and_times_its_steps(tmp_path, drafts):
     base = random_base("toy", tmp_path / "toy", "cpu")
-    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "threads": 1, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "folder": str(tmp_path),
+    spec = {"base": str(base), "run_dir": None, "device": "cpu", "seed": 0, "threads": 1, "members": 3, "epochs": 2, "minibatches": 1, "batch_tokens": 64, "reply_tokens": 6, "learning_rate": 1e-2, "folder": str(tmp_path), "drafts": drafts,
             "prompts": [[[100 + k, 101, 102] for k in range(4)]] * 2}
     found = ppo.ours(spec)
     assert len(found["step"]) == len(found["rollout"]) == 2
@@ -131,8 +132,8 @@ def test_both_sides_of_ppo(tmp_path, monkeypatch):
     monkeypatch.setattr(ppo, "PROMPT", 8)
     monkeypatch.setattr(ppo, "REPLY", 6)
     results = ppo.main([f"trl_python={python}", "shape=toy", "steps=1", f"work={tmp_path}", f"out={tmp_path}/page.md"])
-    assert len(results["timed"]) == 4
-    assert all(each["peak"] > 1e8 and each["rollout"] < each["step"] for each in results["timed"].values())
+    assert set(results["timed"]) == set(ppo.REPLIES)
+    assert all(each["peak"] > 1e8 and each["rollout"] < each["step"] for sides in results["timed"].values() for each in sides.values())
 
 
 def test_an_archive_is_cut_to_one_reply_a_prompt(run, tmp_path):

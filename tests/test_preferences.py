@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from collections import Counter
 
 import pytest
 import torch
@@ -15,9 +17,9 @@ from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import tool_call, write_jsonl
 from tests.toys import toy_run
 from training import dpo, kto
-from training.dpo import alarms, offset_of, telling
+from training.dpo import alarms, either_way, offset_of, telling, tool_of
 from training.kto import label_of
-from training.models import load_tokenizer, preference_rows
+from training.models import load_tokenizer, preference_rows, preferences
 from training.rollouts import kl_from_sft
 from training.sft import is_wanted
 
@@ -85,21 +87,40 @@ def test_an_offset_grows_with_the_gap_from_nothing(gap, scale):
     assert offset_of(gap, 0.0) == 0.0
 
 
-def test_the_other_half_are_pairs_whose_kinds_are_better_now_one_now_the_other(run):
+@given(st.lists(st.sampled_from([("text", "text"), ("refund", "text"), ("text", "refund"), ("cancel", "text"), ("text", "cancel"), ("refund", "cancel")]), max_size=60), st.integers(0, 40))
+def test_of_two_kinds_each_is_as_often_the_better_one(kinds, most):
+    def reply(kind: str) -> list[dict]:
+        return [{"role": "assistant", "content": kind, "tool_calls": [] if kind == "text" else [tool_call(kind, {})]}]
+
+    pairs = [{"chosen": reply(better), "rejected": reply(worse)} for better, worse in kinds]
+    places = either_way(pairs, most, random.Random(0))
+    orders = Counter(kinds[place] for place in places)
+    assert len(set(places)) == len(places) <= most
+    assert all(orders[better, worse] == orders[worse, better] and better != worse for better, worse in orders)
+
+
+def test_pairs_that_only_the_state_tells_are_among_those_trained_on(run):
     tokenizer = load_tokenizer(run)
-    made, _ = preference_rows(run, tokenizer, "train")
+    made, _ = preference_rows(run, tokenizer, preferences(run, "train"))
     call = [{"role": "assistant", "content": "", "tool_calls": [tool_call("refund", {})]}]
-    mixed = [{**row, "chosen": call} if k in (1, 5, 9) else {**row, "rejected": call} if k in (2, 6) else row for k, row in enumerate(made)]
-    kept = telling(run, tokenizer, mixed, 12)
-    assert all(mixed[k] in kept for k in (1, 2, 5, 6, 9))
+    mixed = [{**row, "chosen": call} if k in (1, 5) else {**row, "rejected": call} if k in (2, 6) else row for k, row in enumerate(made)]
+    wanted = run.copy()
+    wanted.dpo.max_pairs = 12
+    kept, _ = telling(wanted, tokenizer, mixed)
+    assert len(kept) == 12
+    assert {mixed[k]["prompt"][0]["content"] for k in (1, 2, 5, 6)} == {row["prompt"][0]["content"] for row in kept[:4]}
+    assert {"refund"} == {tool_of(row[side][0]) for row in kept[:4] for side in ("chosen", "rejected")} - {"text"}
 
 
 def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):
     tokenizer = load_tokenizer(run)
-    made, _ = preference_rows(run, tokenizer, "train")
+    made, _ = preference_rows(run, tokenizer, preferences(run, "train"))
     turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} if k % 3 == 0 else row for k, row in enumerate(made)]
-    assert telling(run, tokenizer, turned, None) == turned
-    chosen = telling(run, tokenizer, turned, 10)
+    wanted = run.copy()
+    wanted.dpo.max_pairs = None
+    assert telling(wanted, tokenizer, turned) == (turned, 0)
+    wanted.dpo.max_pairs = 10
+    chosen, _ = telling(wanted, tokenizer, turned)
     assert len(chosen) == 10
     assert all(row in turned for row in chosen)
     with torch.no_grad():

@@ -25,8 +25,8 @@ from training.ensemble import leaf
 from training.group import Group, shared_dataset
 from training.labelled import add_head_of_labelled
 from training.lora import adding
-from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, save_trained, train, trainer_arguments
-from training.reward_gate import contested, kind
+from training.models import in_batches_of_like_length, load_sft, load_tokenizer, preference_rows, preferences, save_trained, train, trainer_arguments
+from training.reward_gate import contested
 from training.rollouts import kl_from_sft
 from training.trees import grow
 
@@ -67,10 +67,10 @@ def run(config) -> None:
     tokenizer, settings = load_tokenizer(config), config.dpo
     if not 0 < settings.average <= 1:
         raise StageError(f"dpo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
-    rows, too_long = preference_rows(config, tokenizer, "train", settings.pool)
+    pairs = preferences(config, "train")
+    rows, too_long = Group().same(lambda: telling(config, tokenizer, pairs))
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
-    rows = Group().same(lambda: telling(config, tokenizer, rows, settings.max_pairs))
     with stage_output(config, "dpo") as out:
         trainer = trainer_of(config, tokenizer, rows, Path(out))
         curve = train(trainer, Path(out))
@@ -78,7 +78,7 @@ def run(config) -> None:
         save_trained(trainer, out / "adapter")
         if not out.is_main:
             return
-        held_out, _ = preference_rows(config, tokenizer, "validation", PROBES)
+        held_out, _ = preference_rows(config, tokenizer, preferences(config, "validation")[:PROBES])
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
         model.set_adapter("ref")
@@ -104,14 +104,47 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
     return OffsetDPOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
-def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]:
-    """No more than `most` pairs: half of them those that SFT gets most wrong, by the difference of its replies' log-probs; then contested ones, then any.
+def telling(config, tokenizer, pairs: list[dict]) -> tuple[list[dict], int]:
+    """No more than dpo.max_pairs of the pairs, as rows (how many were too long and dropped): half of them such where only the state tells which reply is better, then
+    as many of those that SFT gets most wrong, then any.
 
-    Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever
-    the policy". Contested pairs (a refund is better here, a refusal there) hold both, so that the state must be read.
+    Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever the policy".
     """
-    if most is None or len(rows) <= most:
-        return rows
+    most, half = config.dpo.max_pairs, (config.dpo.max_pairs or 0) // 2
+    if most is None or len(pairs) <= most:
+        return preference_rows(config, tokenizer, pairs)
+    asked = either_way(pairs, half, random.Random(config.seed))
+    rest = sorted(set(range(len(pairs))) - set(asked))
+    drawn = random.Random(config.seed).sample(rest, min(config.dpo.pool or len(rest), len(rest)))
+    first, too_long = preference_rows(config, tokenizer, [pairs[place] for place in asked])
+    pool, also = preference_rows(config, tokenizer, [pairs[place] for place in drawn])
+    margin = margins(config, tokenizer, pool)
+    by_margin = sorted(range(len(pool)), key=margin.__getitem__)
+    hard, others = by_margin[:half], sorted(by_margin[half:])
+    return first + [pool[place] for place in sorted([*hard, *others[: most - len(first) - len(hard)]])], too_long + also
+
+
+def either_way(pairs: list[dict], most: int, rng: random.Random) -> list[int]:
+    """The places of pairs whose two kinds of reply are better now one, now the other: as many with the one better as with the other, and about as many of each two kinds.
+
+    A pair moves what its words have in common before it moves what the state tells. Where a refund was better than a refusal twice as often as the other way round, as
+    they come, DPO learned to refund whatever the policy said, which SFT did nine times in ten already.
+    """
+    kinds, places = [tuple(tool_of(pair[side][0]) for side in ("chosen", "rejected")) for pair in pairs], defaultdict(list)
+    for place, (both, holds) in enumerate(zip(kinds, contested(kinds), strict=True)):
+        if holds:
+            places[both].append(place)
+    each = most // max(1, len(places))
+    return sorted(place for (better, worse), some in sorted(places.items()) for place in rng.sample(some, min(each, len(some), len(places[worse, better]))))
+
+
+def tool_of(reply: dict) -> str:
+    """The tool that a reply calls first; "text" where it calls none."""
+    return next((call["function"]["name"] for call in reply.get("tool_calls") or []), "text")
+
+
+def margins(config, tokenizer, rows: list[dict]) -> list[float]:
+    """By how much SFT finds each row's chosen reply likelier than the rejected one, in nats."""
     model, by_conversation = OneBase(config, tokenizer), defaultdict(list)
     model.add("sft", require(config, "sft", "dpo") / "adapter")
     for place, row in enumerate(rows):
@@ -122,15 +155,8 @@ def telling(config, tokenizer, rows: list[dict], most: int | None) -> list[dict]
         trees.append(grow(ids for ids, _ in leaves))
         replies.append([path[-length:] for path, (_, length) in zip(trees[-1].leaves, leaves, strict=True)])
     likely = [float(each) for some in model.log_likelihoods("sft", trees, replies) for each in some]
-    order = [place for places in by_conversation.values() for place in places]
-    margin = {place: likely[2 * k] - likely[2 * k + 1] for k, place in enumerate(order)}
-    hard = sorted(margin, key=margin.get)[: most // 2]
-    said = [kind(tokenizer, [tree.ids[place] for place in places]) for tree, mine in zip(trees, replies, strict=True) for places in mine]
-    kinds = dict(zip(order, zip(said[::2], said[1::2], strict=True), strict=True))
-    either_way = contested([kinds[place] for place in range(len(rows))])
-    others = random.Random(config.seed).sample(sorted(set(margin) - set(hard)), len(margin) - len(hard))
-    others.sort(key=lambda place: not either_way[place])
-    return [rows[place] for place in sorted([*hard, *others[: most - len(hard)]])]
+    found = dict(zip((place for places in by_conversation.values() for place in places), (chosen - rejected for chosen, rejected in zip(likely[::2], likely[1::2], strict=True)), strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 @torch.no_grad()

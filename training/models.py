@@ -194,14 +194,18 @@ def in_batches_of_like_length(examples: list[dict], batch_size: int, rng: random
     return [example for batch in [*batches, rest] for example in batch]
 
 
-def preference_rows(config, tokenizer: PreTrainedTokenizerBase, split: str, most: int | None = None) -> tuple[list[dict], int]:
-    """Pairs for TRL's trainers, prompts cut as in serving; (rows, how many were too long and dropped). Of more than `most` a random part.
+def preferences(config, split: str) -> list[dict]:
+    """The pairs of a split, as the stage prepare wrote them."""
+    return [row for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl")]
+
+
+def preference_rows(config, tokenizer: PreTrainedTokenizerBase, pairs: list[dict]) -> tuple[list[dict], int]:
+    """Pairs for TRL's trainers, prompts cut as in serving; (rows, how many were too long and dropped).
 
     TRL would drop over-long pairs without a word, so they are cut or counted here.
     """
     rows, dropped = [], 0
-    every = [row for _, row in read_jsonl(require(config, "prepare", "this stage") / "preferences" / f"{split}.jsonl")]
-    for row in every if most is None or len(every) <= most else random.Random(config.seed).sample(every, most):
+    for row in pairs:
         longest = max((row["chosen"], row["rejected"]), key=lambda c: count_tokens(tokenizer, row["prompt"] + c))
         cut = truncate(row["prompt"] + longest, config.model.max_tokens, lambda m: count_tokens(tokenizer, m))
         tokens = count_tokens(tokenizer, cut)
