@@ -6,8 +6,8 @@ Both are given the same prompts (token ids), replies to each, batch, micro-batch
 reward model; each runs in a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. TRL's
 value model is a whole model that is trained whole, and it scores all that it has drawn in one batch: there is one setting for both. Where several replies are drawn to
 a prompt, as ours does by default, TRL's data set has it as often: it reads each as a row, ours the prompt once. With `run_dir`, a finished run
-of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts. Ours starts its value model from a
-reward model and adapts the coefficient of KL, TRL's is fixed: the distance that each went from SFT is in the table.
+of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts. Where one reply is drawn to a prompt ours starts its value model from a
+reward model, where several are it has none; it adapts the coefficient of KL, TRL's is fixed: the distance that each went from SFT is in the table.
 On a GPU (`shape=8b device=cuda`) also the utilisation of the update, against a matrix multiplication in the same run.
 """
 
@@ -85,26 +85,26 @@ def ours(spec: dict) -> dict:
     if spec["device"] == "cuda":
         decoder, head = sizes(model.base)
         tokens, said = sum(len(s.tree.ids) for s in samples) * settings.epochs, sum(len(s.old) for s in samples) * settings.epochs
-        flops = 4 * (2 * decoder * tokens + head * said)          # policy and value, forward and back to the adapters: 4 N a token; the vocabulary where the policy spoke; nothing twice for recomputing
+        flops = 4 * ((1 + ("value" in model.heads)) * decoder * tokens + head * said)          # policy and value, forward and back to the adapters: 4 N a token; the vocabulary where the policy spoke; nothing twice for recomputing
         top = ceiling("cuda", torch.bfloat16)
         found |= {"update_tokens_per_second": tokens / found["update"][-1], "mfu": flops / found["update"][-1] / top, "ceiling": top}
     return found
 
 
 def players(config, tokenizer, folder: Path, members: int) -> tuple[OneBase, dict]:
-    """A random base with policy, reference, so many reward models (one more watching where they are several) and a value model, none of them trained."""
+    """A random base with policy, reference, so many reward models (one more watching where they are several) and, where one reply is drawn to a prompt, a value model, none of them trained."""
     model = OneBase(config, tokenizer)
     speaks, judges = random_adapter(model.base, folder / "adapters/speaks"), random_adapter(model.base, folder / "adapters/judges", head=True)
     for name in ("policy", "ref"):
         model.add(name, speaks)
-    for name in [*(f"reward_{k}" for k in range(members)), "value", *(["held_out"] if members > 1 else [])]:
+    for name in [*(f"reward_{k}" for k in range(members)), *(["value"] if config.ppo.drafts == 1 else []), *(["held_out"] if members > 1 else [])]:
         model.add(name, judges)
     plain = {"mean": 0.0, "std": 1.0}
     return model, {"members": [plain] * members, "held_out": plain, "spread_penalty": 0.5}
 
 
 def configuration(spec: dict):
-    own = [f"ppo.epochs={spec['epochs']}", f"ppo.minibatches={spec['minibatches']}", f"ppo.batch_tokens={spec['batch_tokens']}", "ppo.temperature=1.0"]          # as TRL's side draws
+    own = [f"ppo.epochs={spec['epochs']}", f"ppo.minibatches={spec['minibatches']}", f"ppo.batch_tokens={spec['batch_tokens']}", f"ppo.drafts={spec['drafts']}", "ppo.temperature=1.0"]          # as TRL's side draws
     if spec["run_dir"]:
         return recorded_config(Path(spec["run_dir"]), "ppo", [*spec["overrides"], *own, "ppo.start=sft"])
     gpu = spec["device"] == "cuda"
@@ -193,7 +193,7 @@ def main(arguments: list[str]) -> dict:
     results = {"timed": timed(trl_python, shape, device, steps, work)}
     lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {machine(device)}: {shown('benchmarks.ppo', arguments)}", "",
              f"{BATCH} replies of {REPLY} tokens a step to prompts of {LONG_PROMPT if device == 'cuda' else PROMPT}, micro-batches of {MICRO} rows, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, "
-             f"mean of {steps} steps (from the fastest to the slowest). TRL trains a value model whole, ours an adapter."]
+             f"mean of {steps} steps (from the fastest to the slowest). TRL trains a value model whole, ours an adapter, and none where several replies to a prompt are each other's baseline."]
     for drafts, sides in results["timed"].items():
         trl = sides["TRL 1.12"]
         lines += ["", f"{BATCH // drafts} prompts, {'one reply' if drafts == 1 else f'{drafts} replies'} to each{'' if drafts == 1 else ', as ours draws them by default: the prompt is read once for all, TRL reads a row a reply'}:", "",

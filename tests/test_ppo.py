@@ -24,11 +24,12 @@ from data_prep.hermes import parse_reply
 from tests.toys import ROOT, random_adapter, toy_run
 from training import ppo
 from training.adapters import OneBase
+from training.advantages import at_branches, gae
 from training.alarms import alarms, measured
 from training.ensemble import leaf
 from training.group import Group
 from training.models import load_base, load_tokenizer
-from training.ppo import Sample, adapted, appraise, beside_drafts, gae, load_players, most_surprising, policy_loss, update, value_loss, whiten
+from training.ppo import Sample, adapted, appraise, load_players, most_surprising, places_of, policy_loss, update, value_loss, whiten
 from training.rollouts import Episode, Local, Turn, play, some_of, well_rated
 from training.trees import grow
 
@@ -40,9 +41,15 @@ def run(tmp_path_factory):
     return toy_run(tmp_path_factory.mktemp("ppo"), "ppo.steps=3", "ppo.episodes=6", "ppo.max_replies=2", "ppo.save_steps=1", "ppo.learning_rate=1e-2", "ppo.kl_budget=1e6")
 
 
+@pytest.fixture(scope="module")
+def alone(run):
+    """One reply to a prompt: with a value model."""
+    return OmegaConf.merge(run, {"ppo": {"drafts": 1}})
+
+
 @pytest.fixture
-def model(run):
-    return load_players(run, load_tokenizer(run))
+def model(alone):
+    return load_players(alone, load_tokenizer(alone))
 
 
 def test_advantages_follow_the_definition():
@@ -124,7 +131,7 @@ def test_log_probs_and_values_in_a_tree_are_those_of_the_rows(model):
     assert torch.allclose(packed, torch.stack(rows), atol=1e-4)
 
 
-def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, run):
+def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, alone):
     episodes = episodes_of(model)
     scored = {}
 
@@ -132,28 +139,57 @@ def test_a_reward_stands_on_the_last_real_token_and_a_cut_reply_costs(model, run
         scored["ends"] = [tree.ids[places[-1]] for tree, mine in zip(trees, replies, strict=True) for places in mine]
         return torch.zeros(len(scored["ends"]))
 
-    samples = appraise(model, episodes, reward, 0.0, run.ppo, Group())
+    samples = appraise(model, episodes, reward, 0.0, alone.ppo, Group())
     entry = measured(samples, lambda trees, replies: torch.full((sum(map(len, replies)),), 2.0), Group())
     assert scored["ends"] == [turn.reply[-1] for episode in episodes for turn in episode.turns]
     assert entry["cut_off"] == 0.5, "every second turn has no end token"
     assert entry["held_out"] == pytest.approx(2.0)
     assert entry["replies"] == 2.0
-    assert entry["reward"] == pytest.approx(-0.5 * run.ppo.missing_end_penalty)
+    assert entry["reward"] == pytest.approx(-0.5 * alone.ppo.missing_end_penalty)
     every = torch.cat([s.advantages for s in samples])
     assert float(every.mean()) == pytest.approx(0, abs=1e-5)
     assert float(every.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
-@given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=3), min_size=1, max_size=6), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_drafts_are_each_others_baseline_and_a_reply_alone_keeps_its_advantage(advantages, flags):
-    is_draft = [False, *flags[1:]][:len(advantages)]
-    made = beside_drafts([torch.tensor(each) for each in advantages], is_draft).split([len(each) for each in advantages])
-    starts = [k for k, draft in enumerate(is_draft) if not draft]
-    for a, b in zip(starts, [*starts[1:], len(advantages)], strict=True):
-        taken = [before[0] - float(after[0]) for before, after in zip(advantages[a:b], made[a:b], strict=True)]
-        assert taken == pytest.approx([mean(each[0] for each in advantages[a:b]) if b - a > 1 else 0.0] * (b - a), abs=1e-4)
-        for before, after, off in zip(advantages[a:b], made[a:b], taken, strict=True):
-            assert after.tolist() == pytest.approx([x - off for x in before], abs=1e-4)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.floats(-5, 5)), min_size=1, max_size=5))
+def test_each_token_is_credited_with_what_it_decides(drafts):
+    replies, scores = [[*reply, 9] for reply, _ in drafts], [score for _, score in drafts]
+    credits = at_branches(replies, scores).split([len(reply) for reply in replies])
+    for reply, credit in zip(replies, credits, strict=True):
+        same = [other for other, each in zip(scores, replies, strict=True) if each == reply]
+        assert float(credit.sum()) == pytest.approx(mean(same) - mean(scores), abs=1e-4), "what is left between equal replies no token decides"
+        for place in range(len(reply)):
+            if all(other[:place + 1] == reply[:place + 1] for other in replies if other[:place] == reply[:place]):
+                assert float(credit[place]) == pytest.approx(0, abs=1e-6), "nothing is decided where all go on alike"
+
+
+def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows_is_the_surprise(model, run):
+    """Also where all are bad: advantages are not moved to a mean of 0."""
+    end = model.tokenizer.eos_token_id
+    said = [[11, 12, end], [11, 12, end], [11, 13, end], [11, 12, end]]
+    episodes = [Episode([Turn([5, 6, 7], reply, is_draft=k > 0) for k, reply in enumerate(replies)]) for replies in (said, [said[0]] * 4)]
+    assert places_of(episodes[0]) == [[0, 1, 2, 3]]
+    some, none = appraise(model, episodes, lambda *_: torch.tensor([0.0, 0.0, 2.0, 0.0, -1.0, -1.0, -1.0, -1.0]), 0.0, run.ppo, Group())
+    assert none.advantages.tolist() == [0.0] * 12
+    assert none.surprise == 0
+    assert some.surprise == pytest.approx(1.5)
+    better, worse = some.advantages[6:9], some.advantages[:3]
+    assert better[1] > 0 > worse[1]
+    assert better[0] == better[2] == worse[0] == worse[2] == 0
+    assert len(some.values) == len(some.returns) == 0
+
+
+def test_without_a_value_model_an_update_moves_the_policy_alone(run):
+    model = load_players(run, load_tokenizer(run))
+    assert "value" not in model.heads
+    before = [p.clone() for p in model.parameters("policy")]
+    end = model.tokenizer.eos_token_id
+    episodes = [Episode([Turn([5, 6, 7], [11 + k, end], is_draft=k > 0) for k in range(4)])]
+    samples = appraise(model, episodes, lambda *_: torch.arange(4.0), 0.0, run.ppo, Group())
+    logged = update(model, torch.optim.AdamW(model.parameters("policy"), lr=1e-3), samples, run.ppo, Group())
+    assert set(logged) == {"policy_loss", "clipped", "entropy"}
+    assert "explained" not in measured(samples, lambda trees, replies: torch.zeros(4), Group())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters("policy"), strict=True))
 
 
 def test_the_first_of_the_replies_drawn_is_said_and_the_others_are_scored_too(run):
@@ -178,13 +214,13 @@ def test_drafts_and_credit_for_what_follows_do_not_go_together(run):
         ppo.run(both)
 
 
-def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
+def test_an_update_moves_policy_and_value_and_nothing_else(model, alone):
     frozen = {name: p.clone() for name, p in model.model.named_parameters() if ".policy." not in name and ".value." not in name}
     heads = {name: head.linear.weight.clone() for name, head in model.heads.items() if name != "value"}
     moving = {name: [p.clone() for p in model.parameters(name)] for name in ("policy", "value")}
-    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.1, run.ppo, Group())
+    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.1, alone.ppo, Group())
     optimizer = torch.optim.AdamW(model.parameters("policy") + model.parameters("value"), lr=1e-3)
-    update(model, optimizer, samples, run.ppo, Group())
+    update(model, optimizer, samples, alone.ppo, Group())
     assert all(torch.equal(p, frozen[name]) for name, p in model.model.named_parameters() if name in frozen)
     assert all(torch.equal(model.heads[name].linear.weight, weight) for name, weight in heads.items())
     for name, before in moving.items():
@@ -192,10 +228,10 @@ def test_an_update_moves_policy_and_value_and_nothing_else(model, run):
 
 
 @pytest.mark.parametrize(("lam", "updates"), [(0.95, 10), (1.0, 25)])
-def test_what_is_rewarded_becomes_likelier(model, run, lam, updates):
+def test_what_is_rewarded_becomes_likelier(model, alone, lam, updates):
     """Two replies to one prompt, one rewarded: after some updates it is likelier than before, and the other one less likely. With lam=1 that is said of how
     the other one begins: how it would go on says nothing once the value model knows where it leads."""
-    settings = OmegaConf.merge(run.ppo, {"lam": lam})
+    settings = OmegaConf.merge(alone.ppo, {"lam": lam})
     prompt, good, bad = [5, 6, 7], [11, 12, model.tokenizer.eos_token_id], [21, 22, model.tokenizer.eos_token_id]
     episodes = [Episode([Turn(prompt, reply)]) for reply in (good, bad)]
 
@@ -216,21 +252,21 @@ def test_what_is_rewarded_becomes_likelier(model, run, lam, updates):
     assert (likelihood(good).sum() - likelihood(bad).sum()) - (before[0].sum() - before[1].sum()) > 1
 
 
-def test_a_reply_is_as_likely_as_it_was_to_be_drawn(model, run):
+def test_a_reply_is_as_likely_as_it_was_to_be_drawn(model, alone):
     """At whatever temperature: else the first update would already find a policy that has moved, and clip it."""
-    settings = OmegaConf.merge(run.ppo, {"temperature": 0.5, "epochs": 1, "minibatches": 1})
+    settings = OmegaConf.merge(alone.ppo, {"temperature": 0.5, "epochs": 1, "minibatches": 1})
     samples = appraise(model, episodes_of(model, 6), lambda episodes, trees, replies: torch.randn(sum(map(len, replies))), 0.0, settings, Group())
     assert update(model, torch.optim.SGD(model.parameters("policy"), lr=0.0), samples, settings, Group())["clipped"] == 0
     other = OmegaConf.merge(settings, {"temperature": 1.0})
     assert update(model, torch.optim.SGD(model.parameters("policy"), lr=0.0), samples, other, Group())["clipped"] > 0
 
 
-def test_the_archives_well_rated_replies_are_written_on_and_no_others(model, run):
+def test_the_archives_well_rated_replies_are_written_on_and_no_others(model, alone):
     """Beside a step that has nothing else to say; and where nobody was rated well, nothing of it is done."""
-    good = well_rated(run)
+    good = well_rated(alone)
     assert {row["stars"] for row in good} == {4.5}
     rng, prompt = random.Random(0), good[0]["prompt"]
-    rated, other = (leaf(model.tokenizer, prompt, row["completion"][0], 200) for row in (good[0], next(row for _, row in read_jsonl(stage_dir(run, "prepare") / "sft/train.jsonl") if row["stars"] == 2)))
+    rated, other = (leaf(model.tokenizer, prompt, row["completion"][0], 200) for row in (good[0], next(row for _, row in read_jsonl(stage_dir(alone, "prepare") / "sft/train.jsonl") if row["stars"] == 2)))
 
     def likelihood(ids: list[int], length: int) -> float:
         with torch.no_grad(), model.using("policy"):
@@ -238,27 +274,25 @@ def test_the_archives_well_rated_replies_are_written_on_and_no_others(model, run
             return float(model.log_probs([tree], [[tree.leaves[0][-length:]]])[0].sum())
 
     before = likelihood(*rated), likelihood(*other)
-    samples = appraise(model, episodes_of(model), lambda *_: torch.zeros(8), 0.0, run.ppo, Group())
+    samples = appraise(model, episodes_of(model), lambda *_: torch.zeros(8), 0.0, alone.ppo, Group())
     for sample in samples:
         sample.advantages = torch.zeros_like(sample.advantages)
     for _ in range(3):
-        update(model, torch.optim.AdamW(model.parameters("policy"), lr=3e-3), samples, run.ppo, Group(), some_of(good, 4, model.tokenizer, 200, rng))
+        update(model, torch.optim.AdamW(model.parameters("policy"), lr=3e-3), samples, alone.ppo, Group(), some_of(good, 4, model.tokenizer, 200, rng))
     assert likelihood(*rated) > before[0] + 1
     assert likelihood(*rated) - before[0] > likelihood(*other) - before[1] + 0.5
     assert next(some_of([], 4, model.tokenizer, 200, rng), None) is None
 
 
-def sample_of(*advantages: float) -> Sample:
-    """A conversation of replies of two tokens, each given by the advantage of its first; that of its second is no matter."""
-    tokens = torch.tensor([each for first in advantages for each in (first, 99.0)])
-    return Sample(grow([[1]]), [[0, 0]] * len(advantages), torch.zeros(1), torch.zeros(1), tokens, torch.zeros(1), [0.0], 0.0, 0, 1)
+def sample_of(surprise: float) -> Sample:
+    return Sample(grow([[1]]), [[0]], torch.zeros(1), torch.zeros(0), torch.zeros(1), torch.zeros(0), surprise, [0.0], 0.0, 0, 1)
 
 
-@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=1, max_size=8), st.integers(0, 8))
-def test_the_most_surprising_are_those_with_the_reply_that_was_most_better_than_expected(advantages, most):
-    numbers = [10 + 3 * k for k in range(len(advantages))]
-    chosen = most_surprising(numbers, [sample_of(*each) for each in advantages], numbers, most, Group())
-    best = dict(zip(numbers, map(max, advantages), strict=True))
+@given(st.lists(NUMBERS, min_size=1, max_size=8), st.integers(0, 8))
+def test_the_most_surprising_are_those_with_the_reply_that_was_most_better_than_expected(surprises, most):
+    numbers = [10 + 3 * k for k in range(len(surprises))]
+    chosen = most_surprising(numbers, [sample_of(each) for each in surprises], numbers, most, Group())
+    best = dict(zip(numbers, surprises, strict=True))
     assert len(chosen) == len(set(chosen)) == min(most, len(numbers))
     assert all(best[a] >= best[b] for a in chosen for b in set(numbers) - set(chosen))
 
@@ -460,10 +494,10 @@ torch.save({{"weights": [p.detach() for p in model.parameters("policy") + model.
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(run, tmp_path):
+def test_two_processes_do_what_one_does(alone, tmp_path):
     from omegaconf import OmegaConf
 
-    OmegaConf.save(run, tmp_path / "config.yaml")
+    OmegaConf.save(alone, tmp_path / "config.yaml")
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(ROOT), config=str(tmp_path / "config.yaml"), out=str(tmp_path)))
     for command in ([sys.executable, str(script)], [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", str(script)]):
@@ -493,11 +527,11 @@ def test_the_weights_of_four_copies_are_not_held():
     assert held / copies <= 0.35, held / copies
 
 
-def test_whitening_knows_nothing_of_order(model, run):
-    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.0, run.ppo, Group())
-    whiten(samples, Group())
+def test_whitening_knows_nothing_of_order(model, alone):
+    samples = appraise(model, episodes_of(model), lambda *_: torch.arange(8.0), 0.0, alone.ppo, Group())
+    whiten(samples, Group(), centred=True)
     again = [s.advantages.clone() for s in samples]
-    whiten(samples[::-1], Group())
+    whiten(samples[::-1], Group(), centred=True)
     assert all(torch.allclose(a, s.advantages, atol=1e-4) for a, s in zip(again, samples, strict=True))
 
 

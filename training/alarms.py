@@ -13,13 +13,13 @@ WINDOW = 8          # steps over which a trend counts
 
 
 def measured(samples: list, watch: Callable, group: Group) -> dict:
-    """What is worth logging of a step's samples (training/ppo.py), over all processes: means over replies, drafts among them, `explained` (by the values, of the returns' variance) of this process."""
-    errors, returns = (torch.cat(each) if samples else torch.zeros(2) for each in ([s.returns - s.values for s in samples], [s.returns for s in samples]))
+    """What is worth logging of a step's samples (training/ppo.py), over all processes: means over replies, drafts among them, `explained` (by the values, of the returns' variance) of this process, where there is a value model."""
+    errors, returns = (torch.cat([torch.zeros(0), *each]) for each in ([s.returns - s.values for s in samples], [s.returns for s in samples]))
     other = float(watch([s.tree for s in samples], [s.replies for s in samples]).sum()) if samples else 0.0
     n, turns, talks, tokens, kl, reward, held_out, cut = group.sum(sum(len(s.scores) for s in samples), sum(s.turns for s in samples), len(samples), sum(len(s.old) for s in samples), sum(s.kl for s in samples),
                                                             sum(sum(s.scores) for s in samples), other, sum(s.cut_off for s in samples))
     return {"kl": kl / n, "reward": reward / n, "held_out": held_out / n, "reply_tokens": tokens / n, "cut_off": cut / n, "replies": turns / talks,
-            "explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))}
+            **({"explained": 1 - float(errors.var() / returns.var().clamp_min(1e-8))} if len(returns) > 1 else {})}
 
 
 def alarms(curve: list[dict], seen: set[str]) -> list[str]:

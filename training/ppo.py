@@ -1,12 +1,12 @@
 """Stage `ppo`: proximal policy optimisation against the learned reward, one frozen base under all that takes part (Schulman et al. 2017, arXiv:1707.06347).
 
-    ppo/adapter/       the policy        ppo/value/     the value model        ppo/curve.json     every step
+    ppo/adapter/       the policy        ppo/value/     the value model, if any        ppo/curve.json     every step
     ppo/refusal.json   instead of all that, where the reward model did not pass its gate
 
 A step: the policy talks to customers; the reward ensemble scores each reply where it stands; what differs from the SFT adapter costs (KL);
-advantages by GAE (arXiv:1506.02438) against the value model; some epochs of clipped updates. A reply is one action's worth of tokens: its reward
-stands on its last token, and `turn_discount` says how much of what follows in the conversation is credited to it. The world's truth
-takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
+some epochs of clipped updates. A reply is one action's worth of tokens: its reward stands on its last token. Where several replies are drawn to a prompt (`drafts`)
+they are each other's baseline, and a token is credited with what it decides; where one is, advantages are by GAE (arXiv:1506.02438) against a value model, and
+`turn_discount` says how much of what follows in the conversation is credited to a reply. The world's truth takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
 The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too. What goes out is the average of its weights and
 those it began with (`average`): most of what was learned stays, most of what was forgotten comes back (arXiv:2309.06256, as in dpo.py).
 
@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from data_prep.artifacts import StageError, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
 from training.adapters import OneBase
+from training.advantages import at_branches, gae
 from training.alarms import alarms, measured
 from training.ensemble import held_out_rewards, load_rewards, rewards
 from training.group import Group
@@ -46,9 +48,10 @@ class Sample:
     tree: Tree
     replies: list[list[int]]
     old: torch.Tensor              # (N,) log-probs of all its replies' tokens when they were drawn
-    values: torch.Tensor           # (N,)
+    values: torch.Tensor           # (N,); (0,) without a value model
     advantages: torch.Tensor       # (N,)
-    returns: torch.Tensor          # (N,)
+    returns: torch.Tensor          # (N,); (0,) without a value model
+    surprise: float                # by how much its best reply was better than expected
     scores: list[float]            # of each reply
     kl: float                      # nats, all its replies together
     cut_off: int                   # replies without an end
@@ -58,39 +61,15 @@ class Sample:
 # ---- The mathematics -----------------------------------------------------------------------------------------------
 
 
-def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[float], lam: float, turn_discount: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(advantages, returns) of an episode's tokens, flat, by generalised advantage estimation.
+def whiten(samples: list[Sample], group: Group, centred: bool) -> None:
+    """Advantages with variance 1, and mean 0 where they are to be `centred`, over the tokens of all processes.
 
-    `values` and `costs` (in KL, subtracted) are by turn, `scores` stand on the turns' last tokens. Nothing is discounted within a reply; from one reply
-    to the next by `turn_discount`, 0 making each reply an episode of its own."""
-    advantages: list[float] = []
-    following, carried = 0.0, 0.0
-    for value, cost, score in zip(reversed(values), reversed(costs), reversed(scores), strict=True):
-        discount, reward = turn_discount, score
-        for v, c in zip(reversed(value.tolist()), reversed(cost.tolist()), strict=True):
-            carried = reward - c + discount * following - v + discount * lam * carried
-            advantages.append(carried)
-            following, discount, reward = v, 1.0, 0.0
-    made = torch.tensor(advantages[::-1])
-    return made, made + torch.cat(values)
-
-
-def beside_drafts(advantages: list[torch.Tensor], is_draft: list[bool]) -> torch.Tensor:
-    """The advantages of an episode's replies, flat, where several were drawn to one prompt less what these have in common: it says how good the place is, not
-    which of them is better (each other's baseline, as in RLOO, arXiv:2402.14740). `is_draft`: whether a reply was drawn beside the one before it."""
-    prompt = torch.tensor(is_draft).logical_not().cumsum(0) - 1
-    first, several = torch.stack([each[0] for each in advantages]), torch.bincount(prompt)
-    common = torch.zeros(len(several)).index_add(0, prompt, first) / several * (several > 1)
-    return torch.cat([each - shared for each, shared in zip(advantages, common[prompt], strict=True)])
-
-
-def whiten(samples: list[Sample], group: Group) -> None:
-    """Advantages with mean 0 and variance 1 over the tokens of all processes."""
+    Those beside drafts are not: most of their tokens decide nothing, have 0, and must keep it. Moved by the mean they taught to say even what is always wrong more surely."""
     every = torch.cat([s.advantages for s in samples]).double()
     n, total, squares = group.sum(len(every), every.sum(), every.square().sum())
-    mean, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
+    middle, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
     for sample in samples:
-        sample.advantages = ((sample.advantages - mean) / std).float()
+        sample.advantages = ((sample.advantages - middle * centred) / std).float()
 
 
 def policy_loss(log_probs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,25 +109,42 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     old, ref = log_probs("policy"), log_probs("ref")
     if any(turn.drawn for episode in episodes for turn in episode.turns):
         check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
-    values = model.by_token("value", trees, replies, model.values, settings.batch_tokens)
+    with_value = settings.drafts == 1
+    values = model.by_token("value", trees, replies, model.values, settings.batch_tokens) if with_value else [torch.zeros(0)] * len(trees)
     samples, first = [], 0
     for i, tree in enumerate(trees):
         lengths = [len(places) for places in replies[i]]
         mine, unended = scores[first:first + len(lengths)].tolist(), int((~ended[first:first + len(lengths)]).sum())
         apart = old[i] - ref[i]
-        advantages, returns = gae(list(values[i].split(lengths)), list((beta * apart).split(lengths)), mine, settings.lam, settings.turn_discount)
-        is_draft = [turn.is_draft for turn in episodes[i].turns]
-        advantages = beside_drafts(list(advantages.split(lengths)), is_draft)
-        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, mine, float(apart.sum()), unended, is_draft.count(False)))
+        costs, drawn = list((beta * apart).split(lengths)), places_of(episodes[i])
+        if with_value:
+            advantages, returns = gae(list(values[i].split(lengths)), costs, mine, settings.lam, settings.turn_discount)
+            surprise = max(float(each[0]) for each in advantages.split(lengths))
+        else:
+            net = [score - float(cost.sum()) for score, cost in zip(mine, costs, strict=True)]
+            said = [turn.reply for turn in episodes[i].turns]
+            advantages, returns = torch.cat([at_branches([said[k] for k in some], [net[k] for k in some]) for some in drawn]), torch.zeros(0)
+            surprise = max(max(net[k] for k in some) - mean(net[k] for k in some) for some in drawn)
+        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, surprise, mine, float(apart.sum()), unended, len(drawn)))
         first += len(lengths)
-    whiten(samples, group)
+    whiten(samples, group, centred=with_value)
     return samples
+
+
+def places_of(episode: Episode) -> list[list[int]]:
+    """The numbers of an episode's replies, those together that were drawn to one prompt."""
+    found: list[list[int]] = []
+    for number, turn in enumerate(episode.turns):
+        if not turn.is_draft:
+            found.append([])
+        found[-1].append(number)
+    return found
 
 
 def most_surprising(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
     """Of all processes' conversations `every`, the `most` in which a reply was the most better than expected; `numbers` are this process's, of its samples. Many
     customers are served well soon, some not whatever is tried: to meet the others again is to learn where something can be learned (arXiv:2010.03934)."""
-    mine = {number: max(float(each[0]) for each in sample.advantages.split([len(places) for places in sample.replies])) for number, sample in zip(numbers, samples, strict=True)}
+    mine = {number: sample.surprise for number, sample in zip(numbers, samples, strict=True)}
     best = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))
     return sorted(every, key=best.get, reverse=True)[:most]
 
@@ -157,7 +153,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
     """Some epochs of clipped updates over the samples, in minibatches that keep their order, so that several processes do what one would. Beside each some of the
     archive's `good` replies, to go on writing (PPO-ptx, arXiv:2203.02155): else what is learned of one concern spreads to others that few customers of a step have."""
     policy, value = model.parameters("policy"), model.parameters("value")
-    logged = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "entropy": 0.0}
+    logged = {"policy_loss": 0.0, "clipped": 0.0, "entropy": 0.0, **({"value_loss": 0.0} if value else {})}
     size, rounds = math.ceil(len(samples) / settings.minibatches), 0
     for _ in range(settings.epochs):
         for start in range(0, len(samples), size):
@@ -169,15 +165,18 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
             for batch in in_batches([s.tree for s in chosen], settings.batch_tokens):
                 mine = [chosen[i] for i in batch]
                 trees, replies = [s.tree for s in mine], [s.replies for s in mine]
-                old, advantages, values, returns = (torch.cat([getattr(s, name) for s in mine]).to(model.device) for name in ("old", "advantages", "values", "returns"))
+                old, advantages = (torch.cat([getattr(s, name) for s in mine]).to(model.device) for name in ("old", "advantages"))
                 with model.using("policy"):
                     log_probs, entropy = model.log_probs(trees, replies, settings.temperature)
                     losses, cut = policy_loss(log_probs, old, advantages, settings.clip)
                     (losses.sum() / n).backward()
-                with model.using("value"):
-                    errors = value_loss(model.values(trees, replies), values, returns, settings.value_clip)
-                    (errors.sum() / n).backward()
-                for name, each in (("policy_loss", losses), ("value_loss", errors), ("clipped", cut), ("entropy", entropy)):
+                told = {"policy_loss": losses, "clipped": cut, "entropy": entropy}
+                if value:
+                    before, returns = (torch.cat([getattr(s, name) for s in mine]).to(model.device) for name in ("values", "returns"))
+                    with model.using("value"):
+                        told["value_loss"] = value_loss(model.values(trees, replies), before, returns, settings.value_clip)
+                        (told["value_loss"].sum() / n).backward()
+                for name, each in told.items():
                     sums[name] += float(each.detach().sum())
             if good and (written := next(good, None)):
                 with model.using("policy"):
@@ -216,7 +215,8 @@ def run(config) -> None:
         curve = train_policy(config, model, lambda _, trees, replies: rewards(model, calibration, trees, replies), functools.partial(held_out_rewards, model, calibration), Path(out), group)
         if group.rank == 0:
             model.save("policy", out / "adapter")
-            model.save("value", out / "value")
+            if "value" in model.heads:
+                model.save("value", out / "value")
             write_json(out / "curve.json", curve)
             first, last = curve[0], curve[-1]
             facts = {"steps": len(curve) - 1, "kl": last["kl"], "kl_budget": config.ppo.kl_budget, "stopped": last.get("stopped"),
@@ -227,16 +227,17 @@ def run(config) -> None:
 
 
 def load_players(config, tokenizer) -> OneBase:
-    """The base with policy (where it starts: `ppo.start`) and reference (SFT), the reward models, and the value model (a reward model's adapter, its head set to 0)."""
+    """The base with policy (where it starts: `ppo.start`) and reference (SFT), the reward models, and where one reply is drawn to a prompt the value model (a reward model's adapter, its head set to 0)."""
     model, start = OneBase(config, tokenizer), stage_dir(config, config.ppo.start) / "adapter"
     if not start.is_dir():
         raise StageError(f"ppo.start={config.ppo.start}, but {start} is not there: run that stage first, or set ppo.start=sft to go on from SFT (where there are no pairs for DPO, say)")
     model.add("policy", start)
     model.add("ref", require(config, "sft", "ppo") / "adapter")
     load_rewards(config, tokenizer, require(config, "reward", "ppo"), model)
-    model.add("value", require(config, "reward", "ppo") / "members/0")
-    torch.nn.init.zeros_(model.heads["value"].linear.weight)
-    torch.nn.init.zeros_(model.heads["value"].linear.bias)
+    if config.ppo.drafts == 1:
+        model.add("value", require(config, "reward", "ppo") / "members/0")
+        torch.nn.init.zeros_(model.heads["value"].linear.weight)
+        torch.nn.init.zeros_(model.heads["value"].linear.bias)
     return model
 
 
