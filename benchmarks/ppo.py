@@ -2,10 +2,10 @@
 
     python -m benchmarks.ppo trl_python=.venv-trl/bin/python [run_dir=runs/dev] [shape=135m] [device=cpu] [out=benchmarks/ppo.md]
 
-Both are given the same prompts (token ids), replies to each, batch, micro-batch of the update, reply length, epochs, optimiser steps, constant learning rate, threads, LoRA rank and one
+Both are given the same prompts (token ids), replies to each, batch, reply length, epochs, optimiser steps, constant learning rate, threads, LoRA rank and one
 reward model; each runs in a process of its own. Time and memory on random weights of `shape`, ours also with the ensemble and the held-out model it has by default. TRL's
 value model is a whole model that is trained whole, and it scores all that it has drawn in one batch: there is one setting for both. Where several replies are drawn to
-a prompt, as ours does by default, TRL's data set has it as often: it reads each as a row, ours the prompt once. With `run_dir`, a finished run
+a prompt, as ours does by default, TRL's data set has it as often: it reads each as a row, ours the prompt once, in micro-batches of as many tokens. With `run_dir`, a finished run
 of the pipeline, also the tiny model: both learn from its reward ensemble, and their policies are compared on held-out prompts. Where one reply is drawn to a prompt ours starts its value model from a
 reward model, where several are it has none; it adapts the coefficient of KL, TRL's is fixed: the distance that each went from SFT is in the table.
 On a GPU (`shape=8b device=cuda`) also the utilisation of the update, against a matrix multiplication in the same run.
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> dict:
     steps, out, work = int(options.pop("steps", 3)), Path(options.pop("out", "runs/bench_ppo/ppo.md")), Path(options.pop("work", "runs/bench_ppo")).resolve()
     results = {"timed": timed(trl_python, shape, device, steps, work)}
     lines = ["# PPO beside TRL 1.12's", "", f"{datetime.date.today()}, {machine(device)}: {shown('benchmarks.ppo', arguments)}", "",
-             f"{BATCH} replies of {REPLY} tokens a step to prompts of {LONG_PROMPT if device == 'cuda' else PROMPT}, micro-batches of {MICRO} rows, 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, "
+             f"{BATCH} replies of {REPLY} tokens a step to prompts of {LONG_PROMPT if device == 'cuda' else PROMPT}, micro-batches of {MICRO} rows (ours of as many tokens), 2 epochs of one optimiser step each, a random Llama of shape {shape}, LoRA r={LORA.r}, "
              f"mean of {steps} steps (from the fastest to the slowest). TRL trains a value model whole, ours an adapter, and none where several replies to a prompt are each other's baseline."]
     for drafts, sides in results["timed"].items():
         trl = sides["TRL 1.12"]
@@ -207,7 +207,7 @@ def main(arguments: list[str]) -> dict:
         results["reached"] = reached(trl_python, Path(run_dir), [f"{key}={value}" for key, value in options.items()], work)
         base = results["reached"]["SFT"]
         mine = max((each for name, each in results["reached"].items() if name.startswith("ours")), key=lambda each: mean(each["ensemble"]))
-        lines += ["", f"Reward after {base['steps']} steps of {base['batch']} single replies, {REACHED['drafts']} to a prompt, with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired; one seed):", "",
+        lines += ["", f"Reward after {base['steps']} steps of {base['batch']} single replies, {REACHED['drafts']} to a prompt, with the tiny model, on {len(base['ensemble'])} held-out prompts (95 %, paired; one seed; each side's best rate is its best on these same prompts):", "",
                   "| | ensemble | over SFT | held-out reward model | nats a reply from SFT | our best over it (ensemble) | seconds |", "|---|---|---|---|---|---|---|"]
         for name, each in results["reached"].items():
             gain, over = paired_difference(each["ensemble"], base["ensemble"]), paired_difference(mine["ensemble"], each["ensemble"])

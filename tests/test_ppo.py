@@ -108,14 +108,14 @@ def test_an_adapter_is_put_back_whatever_happens(model):
     assert model.model.active_adapter == before
 
 
-def episodes_of(model: OneBase, count: int = 4) -> list[Episode]:
-    """Recorded rollouts: the same on every process."""
+def episodes_of(model: OneBase, count: int = 4, beside: bool = False) -> list[Episode]:
+    """Recorded rollouts of two replies each, to two prompts or `beside` each other: the same on every process."""
     rng, size = torch.Generator().manual_seed(0), len(model.tokenizer)
     draw = lambda n: torch.randint(5, size, (n,), generator=rng).tolist()  # noqa: E731
     made = []
     for _ in range(count):
         first = Turn(draw(9), [*draw(4), model.tokenizer.eos_token_id])
-        made.append(Episode([first, Turn(first.prompt + first.reply + draw(5), draw(6))]))
+        made.append(Episode([first, Turn(first.prompt, draw(6), is_draft=True) if beside else Turn(first.prompt + first.reply + draw(5), draw(6))]))
     return made
 
 
@@ -179,17 +179,28 @@ def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows
     assert len(some.values) == len(some.returns) == 0
 
 
-def test_without_a_value_model_an_update_moves_the_policy_alone(run):
+def test_without_a_value_model_the_better_draft_becomes_likelier_and_the_worse_one_less(run):
     model = load_players(run, load_tokenizer(run))
     assert "value" not in model.heads
-    before = [p.clone() for p in model.parameters("policy")]
-    end = model.tokenizer.eos_token_id
-    episodes = [Episode([Turn([5, 6, 7], [11 + k, end], is_draft=k > 0) for k in range(4)])]
-    samples = appraise(model, episodes, lambda *_: torch.arange(4.0), 0.0, run.ppo, Group())
-    logged = update(model, torch.optim.AdamW(model.parameters("policy"), lr=1e-3), samples, run.ppo, Group())
+    end, prompt = model.tokenizer.eos_token_id, [5, 6, 7]
+    replies = [[11, end], [12, end]]
+
+    def likelihoods() -> list[float]:
+        with torch.no_grad(), model.using("policy"):
+            tree = grow([prompt + reply for reply in replies])
+            return [float(each) for each in model.log_probs([tree], [[path[-2:] for path in tree.leaves]])[0][::2]]
+
+    before = likelihoods()
+    episodes = [Episode([Turn(prompt, reply, is_draft=k > 0) for k, reply in enumerate(replies)])]
+    optimizer = torch.optim.AdamW(model.parameters("policy"), lr=3e-3)
+    for _ in range(5):
+        samples = appraise(model, episodes, lambda *_: torch.tensor([1.0, -1.0]), 0.0, run.ppo, Group())
+        logged = update(model, optimizer, samples, run.ppo, Group())
+    after = likelihoods()
+    assert after[0] > before[0] + 0.5
+    assert after[1] < before[1] - 0.5
     assert set(logged) == {"policy_loss", "clipped", "entropy"}
-    assert "explained" not in measured(samples, lambda trees, replies: torch.zeros(4), Group())
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters("policy"), strict=True))
+    assert "explained" not in measured(samples, lambda trees, replies: torch.zeros(2), Group())
 
 
 def test_the_first_of_the_replies_drawn_is_said_and_the_others_are_scored_too(run):
@@ -356,14 +367,18 @@ def weights_of(config, stage: str = "ppo") -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_gives_the_same_policy_and_metrics(run, tmp_path, monkeypatch):
-    ppo.run(run)
-    whole, weights = curve_of(run), weights_of(run)
+@pytest.mark.parametrize("drafts", [4, 1])
+def test_killed_and_resumed_it_gives_the_same_policy_and_metrics(run, drafts, monkeypatch):
+    config = run.copy()
+    config.ppo.drafts, config.fingerprint = drafts, {"drafts": drafts}
+    ppo.run(config)
+    whole, weights = curve_of(config), weights_of(config)
     assert [entry["step"] for entry in whole] == [0, 1, 2, 3]
     assert whole[0]["kl"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
-    killed_and_run_again(run, 2, monkeypatch)
-    assert curve_of(run) == whole
-    assert all(torch.equal(value, weights[name]) for name, value in weights_of(run).items())
+    assert (stage_dir(config, "ppo") / "value").is_dir() == ("value_loss" in whole[0]) == (drafts == 1)
+    killed_and_run_again(config, 2, monkeypatch)
+    assert curve_of(config) == whole
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(config).items())
 
 
 @pytest.mark.slow
@@ -480,7 +495,7 @@ from training.ppo import appraise, load_players, update
 config, group = OmegaConf.load({config!r}), Group()
 torch.set_num_threads(1)
 model = load_players(config, load_tokenizer(config))
-episodes = episodes_of(model, 8)
+episodes = episodes_of(model, 8, config.ppo.drafts > 1)
 mine = episodes[group.rank::group.size]
 marks = {{id(e): k for k, e in enumerate(episodes)}}
 reward = lambda some, trees, replies: torch.tensor([float(marks[id(e)] + t) for e in some for t in range(2)])
@@ -494,10 +509,9 @@ torch.save({{"weights": [p.detach() for p in model.parameters("policy") + model.
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(alone, tmp_path):
-    from omegaconf import OmegaConf
-
-    OmegaConf.save(alone, tmp_path / "config.yaml")
+@pytest.mark.parametrize("drafts", [2, 1])
+def test_two_processes_do_what_one_does(run, drafts, tmp_path):
+    OmegaConf.save(OmegaConf.merge(run, {"ppo": {"drafts": drafts}}), tmp_path / "config.yaml")
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(ROOT), config=str(tmp_path / "config.yaml"), out=str(tmp_path)))
     for command in ([sys.executable, str(script)], [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611", str(script)]):

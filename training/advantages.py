@@ -27,7 +27,8 @@ def gae(values: list[torch.Tensor], costs: list[torch.Tensor], scores: list[floa
 def at_branches(replies: list[list[int]], scores: list[float]) -> torch.Tensor:
     """The advantages of the tokens of some replies to one prompt, flat: by how much those that go on with a token score better, on average, than all that were alike up to it.
 
-    Each token is credited with what it decides, as a tree search would have it; where all are alike nothing is learned. A reply's sum up to its score less the mean of all
+    A token where drafts part is credited with what it decides, as a tree search would have it; where all are alike nothing is learned, and from where one stands alone its
+    first word bears whatever goes wrong later in it, a miscopied digit or a missing end. A reply's sum up to its score less the mean of all
     (each other's baseline, as in RLOO, arXiv:2402.14740). A value model that has seen few hundred conversations says less of where a token leads than three other drafts."""
     made = []
     for reply in replies:

@@ -37,7 +37,7 @@ def alarms(curve: list[dict], seen: set[str]) -> list[str]:
     raise_once("cut_off", last["cut_off"] > 0.1 and last["cut_off"] > 2 * first["cut_off"], f"{last['cut_off']:.0%} of replies do not end", "the policy has lost the end token",
                "ppo.missing_end_penalty higher, ppo.learning_rate lower")
     raise_once("replies", last["replies"] > 1.5 * first["replies"], f"conversations have grown from {first['replies']:.1f} to {last['replies']:.1f} replies",
-               "each reply is rewarded and more of them more so, or customers are not understood", "read some talks (ppo stops earlier with ppo.kl_budget lower); ppo.turn_discount=0")
+               "each reply is rewarded and more of them more so, or customers are not understood", "read some talks (ppo stops earlier with ppo.kl_budget lower); with ppo.drafts=1, ppo.turn_discount=0")
     if "clipped" in last:
         raise_once("clipped", last["clipped"] > 0.3, f"the clip cuts {last['clipped']:.0%} of tokens", "updates are too large", "ppo.learning_rate lower, or ppo.epochs=1")
         raise_once("entropy", last["entropy"] < 0.3 * first.get("entropy", 0), f"entropy has fallen from {first.get('entropy', 0):.2f} to {last['entropy']:.2f} nats",

@@ -78,7 +78,8 @@ def run(config) -> None:
         save_trained(trainer, out / "adapter")
         if not out.is_main:
             return
-        held_out, _ = preference_rows(config, tokenizer, preferences(config, "validation")[:PROBES])
+        unread = preferences(config, "validation")
+        held_out, _ = preference_rows(config, tokenizer, random.Random(config.seed).sample(unread, min(PROBES, len(unread))))
         model, prompts = trainer.accelerator.unwrap_model(trainer.model), [row["prompt"] for row in held_out or rows[:PROBES]]
         facts = {"chosen_fall": chosen_fall(curve), "reply_tokens": reply_tokens(model, tokenizer, prompts, config.model.max_new_tokens)}
         model.set_adapter("ref")
@@ -106,7 +107,7 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
 
 def telling(config, tokenizer, pairs: list[dict]) -> tuple[list[dict], int]:
     """No more than dpo.max_pairs of the pairs, as rows (how many were too long and dropped): half of them such where only the state tells which reply is better, then
-    as many of those that SFT gets most wrong, then any.
+    as many of those that SFT gets most wrong, then any. In this order they are trained on.
 
     Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever the policy".
     """

@@ -3,10 +3,11 @@
     ppo/adapter/       the policy        ppo/value/     the value model, if any        ppo/curve.json     every step
     ppo/refusal.json   instead of all that, where the reward model did not pass its gate
 
-A step: the policy talks to customers; the reward ensemble scores each reply where it stands; what differs from the SFT adapter costs (KL);
-some epochs of clipped updates. A reply is one action's worth of tokens: its reward stands on its last token. Where several replies are drawn to a prompt (`drafts`)
-they are each other's baseline, and a token is credited with what it decides; where one is, advantages are by GAE (arXiv:1506.02438) against a value model, and
-`turn_discount` says how much of what follows in the conversation is credited to a reply. The world's truth takes no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
+A step: the policy talks to customers; the reward ensemble scores each reply where it stands; what differs from the SFT adapter costs (KL); some epochs of
+clipped updates. A reply is one action's worth of tokens: its reward stands on its last token. Where several are drawn to a prompt (`drafts`) they are each
+other's baseline, and a token is credited with what it decides (KL too is felt where drafts part, not where all agree); where one is, advantages are by GAE
+(arXiv:1506.02438) against a value model, and `turn_discount` says how much of what follows in the conversation is credited to a reply. The world's truth takes
+no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
 The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too. What goes out is the average of its weights and
 those it began with (`average`): most of what was learned stays, most of what was forgotten comes back (arXiv:2309.06256, as in dpo.py).
 
@@ -23,7 +24,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean as mean
+from statistics import fmean
 
 import torch
 from tqdm import tqdm
@@ -67,9 +68,9 @@ def whiten(samples: list[Sample], group: Group, centred: bool) -> None:
     Those beside drafts are not: most of their tokens decide nothing, have 0, and must keep it. Moved by the mean they taught to say even what is always wrong more surely."""
     every = torch.cat([s.advantages for s in samples]).double()
     n, total, squares = group.sum(len(every), every.sum(), every.square().sum())
-    middle, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
+    mean, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
     for sample in samples:
-        sample.advantages = ((sample.advantages - middle * centred) / std).float()
+        sample.advantages = ((sample.advantages - mean * centred) / std).float()
 
 
 def policy_loss(log_probs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,16 +117,15 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
         lengths = [len(places) for places in replies[i]]
         mine, unended = scores[first:first + len(lengths)].tolist(), int((~ended[first:first + len(lengths)]).sum())
         apart = old[i] - ref[i]
-        costs, drawn = list((beta * apart).split(lengths)), places_of(episodes[i])
+        costs, places = list((beta * apart).split(lengths)), places_of(episodes[i])
         if with_value:
             advantages, returns = gae(list(values[i].split(lengths)), costs, mine, settings.lam, settings.turn_discount)
             surprise = max(float(each[0]) for each in advantages.split(lengths))
         else:
             net = [score - float(cost.sum()) for score, cost in zip(mine, costs, strict=True)]
-            said = [turn.reply for turn in episodes[i].turns]
-            advantages, returns = torch.cat([at_branches([said[k] for k in some], [net[k] for k in some]) for some in drawn]), torch.zeros(0)
-            surprise = max(max(net[k] for k in some) - mean(net[k] for k in some) for some in drawn)
-        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, surprise, mine, float(apart.sum()), unended, len(drawn)))
+            advantages, returns = torch.cat([at_branches([episodes[i].turns[k].reply for k in some], [net[k] for k in some]) for some in places]), torch.zeros(0)
+            surprise = max(max(net[k] for k in some) - fmean(net[k] for k in some) for some in places)
+        samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, surprise, mine, float(apart.sum()), unended, len(places)))
         first += len(lengths)
     whiten(samples, group, centred=with_value)
     return samples
@@ -180,7 +180,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
                     sums[name] += float(each.detach().sum())
             if good and (written := next(good, None)):
                 with model.using("policy"):
-                    (-settings.language / group.size * model.log_probs(*written)[0].mean()).backward()
+                    (-settings.language / group.size * model.log_probs(*written)[0].fmean()).backward()
             group.sum_gradients(policy + value)
             torch.nn.utils.clip_grad_norm_(policy, settings.max_grad_norm)
             torch.nn.utils.clip_grad_norm_(value, settings.max_grad_norm)
