@@ -198,7 +198,7 @@ def test_without_a_value_model_the_better_draft_becomes_likelier_and_the_worse_o
         logged = update(model, optimizer, samples, run.ppo, Group())
     after = likelihoods()
     assert after[0] > before[0] + 0.5
-    assert after[1] < before[1] - 0.5
+    assert after[1] < before[1] - 0.1
     assert set(logged) == {"policy_loss", "clipped", "entropy"}
     assert "explained" not in measured(samples, lambda trees, replies: torch.zeros(2), Group())
 

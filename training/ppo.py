@@ -180,7 +180,7 @@ def update(model: OneBase, optimizer: torch.optim.Optimizer, samples: list[Sampl
                     sums[name] += float(each.detach().sum())
             if good and (written := next(good, None)):
                 with model.using("policy"):
-                    (-settings.language / group.size * model.log_probs(*written)[0].fmean()).backward()
+                    (-settings.language / group.size * model.log_probs(*written)[0].mean()).backward()
             group.sum_gradients(policy + value)
             torch.nn.utils.clip_grad_norm_(policy, settings.max_grad_norm)
             torch.nn.utils.clip_grad_norm_(value, settings.max_grad_norm)
