@@ -163,8 +163,9 @@ def test_each_token_is_credited_with_what_it_decides(drafts):
                 assert float(credit[place]) == pytest.approx(0, abs=1e-6), "nothing is decided where all go on alike"
 
 
-def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows_is_the_surprise(model, run):
+def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows_is_the_surprise(run):
     """Also where all are bad: advantages are not moved to a mean of 0."""
+    model = load_players(run, load_tokenizer(run))
     end = model.tokenizer.eos_token_id
     said = [[11, 12, end], [11, 12, end], [11, 13, end], [11, 12, end]]
     episodes = [Episode([Turn([5, 6, 7], reply, is_draft=k > 0) for k, reply in enumerate(replies)]) for replies in (said, [said[0]] * 4)]

@@ -110,7 +110,7 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
     old, ref = log_probs("policy"), log_probs("ref")
     if any(turn.drawn for episode in episodes for turn in episode.turns):
         check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
-    with_value = settings.drafts == 1
+    with_value = "value" in model.heads
     values = model.by_token("value", trees, replies, model.values, settings.batch_tokens) if with_value else [torch.zeros(0)] * len(trees)
     samples, first = [], 0
     for i, tree in enumerate(trees):

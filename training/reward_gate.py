@@ -163,7 +163,7 @@ def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dic
 
 
 def kind(tokenizer, reply: list[int]) -> str:
-    """A reply without its numbers: its tool, or its words."""
+    """The tool that a reply calls first, read from its tokens; "text" where it calls none (of a message: training/dpo.py's `tool_of`)."""
     text = tokenizer.decode(reply)
     named = re.search(r'"name": ?"(\w+)"', text)
     return named.group(1) if named else "text"
