@@ -3,13 +3,14 @@
     python -m benchmarks.gain run_dir=runs/dev [out=benchmarks/gain.md] [conversations=500] [n=4] [key=value of conf/]
 
 Beside the run's own candidates (sft, dpo, ppo) on the same simulated customers, unseen wordings: SFT on the replies alone that were rated well; PPO from SFT
-without DPO before it; the best of n replies by the reward model; and PPO on the world's truth, which no product has, as the ceiling. A finished run of the
+without DPO before it; the best of n replies by the reward model; and, as the ceiling, PPO from DPO on the world's truth, which no product has: each reply is played on from to the end. A finished run of the
 pipeline is needed; what is trained here lies under `<run_dir>/gain/` and is not trained again. Every difference is paired by customer; closed is the share of the way from
 SFT to the ceiling.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import sys
@@ -22,13 +23,16 @@ from omegaconf import OmegaConf
 from benchmarks.shapes import link, made_from, shown
 from data_prep.artifacts import StageError, recorded_config, require, stage_dir
 from data_prep.company.pack import load_pack
+from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message, read_jsonl, write_json, write_jsonl
+from data_prep.hermes import parse_reply
 from data_prep.statistics import paired_difference
 from eval.metrics import SIMULATED
 from eval.simulator import draw_talks, simulate
 from serve.engine import Completion, Sampling
 from serve.engine.embedded import Embedded
 from training import ppo, sft
+from training.adapters import OneBase
 from training.ensemble import load_rewards, rewards
 from training.group import Group
 from training.models import load_candidate, load_tokenizer, quieten
@@ -63,10 +67,40 @@ class BestOf:
         return [Completion(self.tokenizer.decode(turn.reply, skip_special_tokens=True), "stop", len(turn.prompt), len(turn.reply)) for turn in best]
 
 
-def true_reward(episodes: list[Episode], trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
-    """On the last reply of a conversation 1 where it succeeded without a violation and -1 where not, 0 elsewhere: what no product can know."""
-    return torch.tensor([(1.0 if episode.talk.is_over and episode.talk.world.succeeded() and not episode.talk.world.violations else -1.0) if turn is episode.turns[-1] else 0.0
-                         for episode in episodes for turn in episode.turns])
+class Truth:
+    """What no product can know, in the place of the ensemble: of each reply, drafts too, 1 where a conversation in which it is said goes on to succeed without a violation, and -1 where not.
+
+    From the place where it was drawn the world is played anew with it and, from there on, with replies of the policy: as the reward models do, the truth then judges every reply where it stands.
+    """
+
+    def __init__(self, config, model: OneBase):
+        self.config, self.model, self.pack = config, model, load_pack(config.company)
+        self.generate = Local(model, "policy", config.model.max_new_tokens, config.ppo.temperature, config.ppo.rollout_batch)
+
+    def __call__(self, episodes: list[Episode], trees: list[Tree], replies: list[list[list[int]]]) -> torch.Tensor:
+        ends = [talk for episode in episodes for talk in self.began(episode)]
+        room = min(self.config.model.max_new_tokens, self.config.model.max_tokens // 2)
+        while running := [talk for talk in ends if not talk.is_over and talk.replies < self.config.ppo.max_replies]:
+            prompts = [prompt_ids(self.model.tokenizer, talk.messages, self.config.model.max_tokens, room) for talk in running]
+            for talk, turn in zip(running, self.generate(prompts, self.config.seed + max(talk.replies for talk in running)), strict=True):
+                talk.take(self.read(turn.reply))
+        return torch.tensor([1.0 if talk.is_over and talk.world.succeeded() and not talk.world.violations else -1.0 for talk in ends])
+
+    def began(self, episode: Episode) -> list[Talk]:
+        """For each turn the conversation up to it, with it as its last reply."""
+        talk, said, made = draw_talk(self.pack, episode.talk.number, "seen", self.config.seed), None, []
+        for turn in episode.turns:
+            reply = self.read(turn.reply)
+            if not turn.is_draft:
+                if said:
+                    talk.take(said)
+                said = reply
+            made.append(copy.deepcopy(talk, {id(self.pack): self.pack}))
+            made[-1].take(reply)
+        return made
+
+    def read(self, reply: list[int]) -> Message:
+        return parse_reply(self.model.tokenizer.decode(reply, skip_special_tokens=True))
 
 
 def otherwise(config, folder: Path, stage, needs: tuple[str, ...], **changes):
@@ -81,14 +115,14 @@ def otherwise(config, folder: Path, stage, needs: tuple[str, ...], **changes):
 
 
 def ceiling(config, tokenizer, folder: Path) -> None:
-    """PPO with the truth in the place of the ensemble; success is known at a conversation's end alone, so credit goes back through its replies."""
+    """PPO from DPO with the truth in the place of the ensemble, in all else as the stage does it; nobody watches it, and it may go as far from SFT as it likes."""
     if (folder / "ceiling/adapter").is_dir():
         return
     changed = config.copy()
     OmegaConf.set_struct(changed, False)
-    changed.ppo.turn_discount, changed.ppo.drafts, changed.ppo.kl_budget, changed.ppo.average = 1.0, 1, 1e9, 1.0
+    changed.ppo.kl_budget, changed.ppo.turn_discount, changed.ppo.drafts = 1e9, 0.0, max(2, config.ppo.drafts)
     model = ppo.load_players(changed, tokenizer)
-    curve = ppo.train_policy(changed, model, true_reward, lambda trees, replies: torch.zeros(1), folder / "ceiling", Group())
+    curve = ppo.train_policy(changed, model, Truth(changed, model), lambda trees, replies: torch.zeros(1), folder / "ceiling", Group())
     write_json(folder / "ceiling/curve.json", curve)
     model.save("policy", folder / "ceiling/adapter")
 

@@ -6,8 +6,6 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -17,10 +15,13 @@ from omegaconf import OmegaConf
 from benchmarks import attention, gain, one_reply, ppo, seeds, sft_dpo, share
 from benchmarks.shapes import random_base, shown, sizes
 from data_prep.artifacts import StageError, stage_dir, stage_output
+from data_prep.company.pack import load_pack
+from data_prep.company.talk import draw_talk
 from data_prep.conversation import read_jsonl, write_jsonl
 from data_prep.statistics import drawn_groups
 from tests.toys import random_adapter, toy_run
-from training.models import load_base
+from training.adapters import OneBase
+from training.models import load_base, load_tokenizer
 from training.rollouts import Episode, Turn
 
 
@@ -95,15 +96,30 @@ def test_a_page_tells_of_a_path_its_last_part_alone():
     assert shown("benchmarks.gain", ["run_dir=/somewhere/runs/dev", "n=4", "work=/x", "out=benchmarks/gain.md"]) == "`python -m benchmarks.gain run_dir=dev n=4 out=benchmarks/gain.md`"
 
 
-def test_the_true_reward_tells_a_lost_conversation_from_a_won_one():
-    class World:
-        violations: ClassVar[list] = []
+@pytest.mark.slow
+def test_the_truth_of_a_draft_is_what_becomes_of_the_conversation_where_it_is_said(run):
+    """Replies of a scripted agent that does right, and beside each a draft that hands the customer over; from there on nothing is said but goodbye."""
+    tokenizer, pack = load_tokenizer(run), load_pack(run.company)
+    model = OneBase(run, tokenizer)
+    truth = gain.Truth(run, model)
+    goodbye = tokenizer("?", add_special_tokens=False)["input_ids"]
+    truth.generate = lambda prompts, seed: [Turn(prompt, goodbye) for prompt in prompts]
 
-        def __init__(self, won: bool):
-            self.succeeded = lambda: won
+    def ids(text: str) -> list[int]:
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    episodes = [Episode([Turn([1], [2]), Turn([1, 2, 3], [4])], talk=SimpleNamespace(is_over=True, world=World(won))) for won in (True, False)]
-    assert gain.true_reward(episodes, [], []).tolist() == [0.0, 1.0, 0.0, -1.0]
+    handoff = '<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "human", "summary": "Customer asks for a person."}}</tool_call>'
+    number = next(number for number in range(200) if draw_talk(pack, number, "seen", run.seed).world.scenario["name"] == "human")
+    talk = draw_talk(pack, number, "seen", run.seed)
+    turns = [Turn([1], ids("?")), Turn([1], ids(handoff), is_draft=True)]
+    talk.take(truth.read(turns[0].reply))
+    turns += [Turn([1, 2], ids(handoff)), Turn([1, 2], ids("?"), is_draft=True)]
+    talk.take(truth.read(turns[2].reply))
+    episode = Episode(turns, talk)
+    assert [len(began.messages) for began in truth.began(episode)][2] == len(talk.messages)
+    assert truth.began(episode)[2].messages == talk.messages, "the world goes the same way again"
+    assert talk.world.succeeded()
+    assert truth([episode], [], []).tolist() == [-1.0, 1.0, 1.0, -1.0]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
