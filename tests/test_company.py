@@ -198,6 +198,32 @@ def test_a_tool_checks_its_preconditions_and_policy(pack):
     assert world.violations == ["issue_refund"], "the back office lets it through, policy does not"
 
 
+def test_a_deed_that_nobody_asked_for_is_a_violation(pack):
+    def world_of(name: str):
+        return draw_world(pack, next(s for s in pack.scenarios if s["name"] == name), "en", "seen", random.Random(0))
+
+    world = world_of("order_being_packed")
+    number = world.state["order"]["number"]
+    world.call("get_order", {"order_number": number})
+    world.call("cancel_order", {"order_number": "1"})
+    assert not world.violations, "to look is always allowed, and what the back office refused was not done"
+    assert world.call("cancel_order", {"order_number": number}) == {"ok": True}
+    assert world.violations == ["unasked cancel_order"]
+    world.call("transfer_to_human", {"reason": "human", "summary": ""})
+    assert world.violations == ["unasked cancel_order"]
+    asked = world_of("return_too_late")
+    asked.call("issue_refund", {"order_number": asked.state["order"]["number"], "amount": asked.state["order"]["amount"]})
+    assert asked.violations == ["issue_refund"], "asked for, but not allowed"
+
+
+def test_nobody_is_blamed_for_handing_over(tmp_path):
+    folder = shutil.copytree(SAMPLE, tmp_path / "pack")
+    tools = yaml.safe_load((folder / "tools.yaml").read_text())
+    (folder / "tools.yaml").write_text(yaml.safe_dump([{key: value for key, value in tool.items() if key != "anytime"} for tool in tools]))
+    with pytest.raises(PackError, match=r"transfer_to_human.*anytime: true"):
+        load_pack(folder)
+
+
 def test_a_promise_without_the_deed_is_a_violation(pack):
     scenario = next(s for s in pack.scenarios if s["name"] == "return_in_time")
     world = draw_world(pack, scenario, "en", "seen", random.Random(0))

@@ -17,7 +17,7 @@ from data_prep.artifacts import StageError, stage_dir, stage_output
 from data_prep.conversation import tool_call, write_jsonl
 from tests.toys import toy_run
 from training import dpo, kto
-from training.dpo import alarms, either_way, offset_of, telling, tool_of
+from training.dpo import alarms, either_way, margins, offset_of, telling, tool_of
 from training.kto import label_of
 from training.models import load_tokenizer, preference_rows, preferences
 from training.rollouts import kl_from_sft
@@ -106,7 +106,7 @@ def test_pairs_that_only_the_state_tells_are_among_those_trained_on(run):
     mixed = [{**row, "chosen": call} if k in (1, 5) else {**row, "rejected": call} if k in (2, 6) else row for k, row in enumerate(made)]
     wanted = run.copy()
     wanted.dpo.max_pairs = 12
-    kept, _ = telling(wanted, tokenizer, mixed)
+    kept = [mixed[place] for place in telling(wanted, tokenizer, mixed)]
     assert len(kept) == 12
     assert {mixed[k]["prompt"][0]["content"] for k in (1, 2, 5, 6)} == {row["prompt"][0]["content"] for row in kept[:4]}
     assert {"refund"} == {tool_of(row[side][0]) for row in kept[:4] for side in ("chosen", "rejected")} - {"text"}
@@ -118,9 +118,9 @@ def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):
     turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} if k % 3 == 0 else row for k, row in enumerate(made)]
     wanted = run.copy()
     wanted.dpo.max_pairs = None
-    assert telling(wanted, tokenizer, turned) == (turned, 0)
+    assert telling(wanted, tokenizer, turned) == list(range(len(turned)))
     wanted.dpo.max_pairs = 10
-    chosen, _ = telling(wanted, tokenizer, turned)
+    chosen = [turned[place] for place in telling(wanted, tokenizer, turned)]
     assert len(chosen) == 10
     assert all(row in turned for row in chosen)
     with torch.no_grad():
@@ -141,6 +141,14 @@ def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):
 
         hardest = sorted(turned, key=margin)[:5]
     assert all(row in chosen for row in hardest)
+
+
+def test_a_pair_that_is_too_long_to_be_read_is_no_hard_one(run):
+    tokenizer = load_tokenizer(run)
+    made, _ = preference_rows(run, tokenizer, preferences(run, "train"))
+    endless = {**made[0], "rejected": [{"role": "assistant", "content": "no " * run.model.max_tokens}]}
+    found = margins(run, tokenizer, [made[1], endless, made[2]])
+    assert found == [*margins(run, tokenizer, made[1:3])[:1], math.inf, *margins(run, tokenizer, made[1:3])[1:]]
 
 
 def test_each_alarm_of_dpo_says_cause_and_next_step(run):

@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from data_prep.artifacts import StageError, require, stage_dir, stage_output
-from data_prep.conversation import write_json, write_jsonl
+from data_prep.conversation import tool_call, write_json, write_jsonl
 from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Around, Judged, another_value, check, deal, read, spoil
+from training.judgements import WAYS, Around, Judged, another_value, answered, check, deal, read, spoil, with_numbers_of
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -412,11 +412,48 @@ def test_a_number_that_was_taken_from_the_conversation_is_put_wrong_and_no_other
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
-    around = Around(ids("order 20362 has days 6 and due 13, fee 18"), [], [], [], digits)
+    around = Around(ids("order 20362 has days 6 and due 13, fee 18"), [], [], [], [], digits)
     made = {tokenizer.decode(another_value(ids("pay in 13 days, 99 at most"), around, random.Random(seed))) for seed in range(50)}
     assert made == {"pay in 6 days, 99 at most", "pay in 18 days, 99 at most"}, "99 is not of the conversation, and 20362 is no number of that kind"
     assert another_value(ids("pay in 77 days"), around, random.Random(0)) == ids("pay in 77 days")
     assert another_value(ids("pay in 13 days"), around._replace(before=ids("due 13")), random.Random(0)) == ids("pay in 13 days"), "there is no other"
+
+
+def test_what_comes_from_elsewhere_has_the_numbers_of_where_it_is_put(run):
+    tokenizer = load_tokenizer(run)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
+    before = ids("order 20362 has days 6 and due 13, fee 18")
+    made = {tokenizer.decode(with_numbers_of(before, ids("cancel 83762 within 99 days, 777 euro"), digits, random.Random(seed))) for seed in range(50)}
+    assert made == {"cancel 20362 within 13 days, 777 euro", "cancel 20362 within 18 days, 777 euro"}, "there is none of three digits"
+    assert with_numbers_of(before, ids("you are welcome"), digits, random.Random(0)) == ids("you are welcome")
+
+
+def test_a_deed_that_another_concern_brings_about_is_put_where_nobody_asked_for_it(run):
+    tokenizer, call = load_tokenizer(run), '<tool_call>{"name": "cancel_order", "arguments": {"order_number": "%s"}}</tool_call>'
+    said = {"cancel": call % 11111, "status": "it is sent"}
+    made = []
+    for number in range(40):
+        for topic, text in said.items():
+            before, reply = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (f"order {20000 + number}:", text))
+            reply = [*reply, tokenizer.eos_token_id]
+            made.append(Judged(grow([[*before, *reply]]), [len(reply)], ratings=[(0, 5, 0.0)], topic=topic, places=[("en", "get_order")]))
+    spoiled = [(number, one, wrong) for number, one in enumerate(spoil(tokenizer, made, random.Random(0))) for _, wrong, way in one.spoiled if way == "unasked"]
+    assert len(spoiled) > 5
+    for number, one, wrong in spoiled:
+        assert one.topic == "status", "it was asked for in the others"
+        assert tokenizer.decode(one.reply(wrong)).startswith(call % (20000 + number // 2))
+
+
+def test_who_is_answered_is_the_customer_or_the_tool_whose_result_stands_last():
+    called = {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {"order_number": "1"})]}
+    assert answered([{"role": "user", "content": "where is it?"}]) == "user"
+    assert answered([called, {"role": "tool", "content": "{}"}]) == "get_order"
+    assert answered([called, {"role": "user", "content": "well?"}]) == "user"
+    assert answered([{"role": "tool", "content": "{}"}]) == "tool", "a call that was cut off"
 
 
 def test_a_reward_that_does_not_read_the_conversation_is_caught():

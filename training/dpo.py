@@ -68,7 +68,8 @@ def run(config) -> None:
     if not 0 < settings.average <= 1:
         raise StageError(f"dpo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
     pairs = preferences(config, "train")
-    rows, too_long = Group().same(lambda: telling(config, tokenizer, pairs))
+    places = Group().same(lambda: telling(config, tokenizer, pairs))
+    rows, too_long = preference_rows(config, tokenizer, [pairs[place] for place in places])
     if not rows:
         raise StageError("there is no preference pair: collect ratings of two drafts for one prompt, or edits of replies (see the README, Your own data)")
     with stage_output(config, "dpo") as out:
@@ -105,24 +106,22 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
     return OffsetDPOTrainer(adding(load_sft(config)), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
-def telling(config, tokenizer, pairs: list[dict]) -> tuple[list[dict], int]:
-    """No more than dpo.max_pairs of the pairs, as rows (how many were too long and dropped): half of them such where only the state tells which reply is better, then
-    as many of those that SFT gets most wrong, then any. In this order they are trained on.
+def telling(config, tokenizer, pairs: list[dict]) -> list[int]:
+    """The places of no more than dpo.max_pairs of the pairs: half of them such where only the state tells which reply is better, then as many of those that SFT gets
+    most wrong, then any. In this order they are trained on.
 
     Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever the policy".
     """
     most, half = config.dpo.max_pairs, (config.dpo.max_pairs or 0) // 2
     if most is None or len(pairs) <= most:
-        return preference_rows(config, tokenizer, pairs)
+        return list(range(len(pairs)))
     asked = either_way(pairs, half, random.Random(config.seed))
     rest = sorted(set(range(len(pairs))) - set(asked))
     drawn = random.Random(config.seed).sample(rest, min(config.dpo.pool or len(rest), len(rest)))
-    first, too_long = preference_rows(config, tokenizer, [pairs[place] for place in asked])
-    pool, also = preference_rows(config, tokenizer, [pairs[place] for place in drawn])
-    margin = margins(config, tokenizer, pool)
-    by_margin = sorted(range(len(pool)), key=margin.__getitem__)
+    margin = margins(config, tokenizer, [pairs[place] for place in drawn])
+    by_margin = sorted(range(len(drawn)), key=margin.__getitem__)
     hard, others = by_margin[:half], sorted(by_margin[half:])
-    return first + [pool[place] for place in sorted([*hard, *others[: most - len(first) - len(hard)]])], too_long + also
+    return asked + [drawn[number] for number in sorted([*hard, *others[: most - len(asked) - len(hard)]])]
 
 
 def either_way(pairs: list[dict], most: int, rng: random.Random) -> list[int]:
@@ -144,20 +143,24 @@ def tool_of(reply: dict) -> str:
     return next((call["function"]["name"] for call in reply.get("tool_calls") or []), "text")
 
 
-def margins(config, tokenizer, rows: list[dict]) -> list[float]:
-    """By how much SFT finds each row's chosen reply likelier than the rejected one, in nats."""
+def margins(config, tokenizer, pairs: list[dict]) -> list[float]:
+    """By how much SFT finds each pair's chosen reply likelier than the rejected one, in nats; infinitely where one of them is too long to be read."""
     model, by_conversation = OneBase(config, tokenizer), defaultdict(list)
     model.add("sft", require(config, "sft", "dpo") / "adapter")
-    for place, row in enumerate(rows):
-        by_conversation[row["conversation_id"]].append(place)
+    for place, pair in enumerate(pairs):
+        both = [leaf(tokenizer, pair["prompt"], pair[side][0], config.model.max_tokens) for side in ("chosen", "rejected")]
+        if None not in both:
+            by_conversation[pair["conversation_id"]].append((place, both))
     trees, replies = [], []
-    for places in by_conversation.values():
-        leaves = [leaf(tokenizer, rows[place]["prompt"], rows[place][side][0], config.model.max_tokens) for place in places for side in ("chosen", "rejected")]
+    for some in by_conversation.values():
+        leaves = [each for _, both in some for each in both]
         trees.append(grow(ids for ids, _ in leaves))
         replies.append([path[-length:] for path, (_, length) in zip(trees[-1].leaves, leaves, strict=True)])
     likely = [float(each) for some in model.log_likelihoods("sft", trees, replies) for each in some]
-    found = dict(zip((place for places in by_conversation.values() for place in places), (chosen - rejected for chosen, rejected in zip(likely[::2], likely[1::2], strict=True)), strict=True))
-    return [found[place] for place in range(len(rows))]
+    found = [math.inf] * len(pairs)
+    for (place, _), chosen, rejected in zip((each for some in by_conversation.values() for each in some), likely[::2], likely[1::2], strict=True):
+        found[place] = chosen - rejected
+    return found
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
 SPOILED = 3          # spoiled replies among a conversation's leaves
 TRIED = 8            # replies at such a place among which one is looked for that is never said there about the same topic
-Place = tuple[str, str]                        # a language; who is answered, a customer or a tool
+Place = tuple[str, str]                        # a language; who is answered, the customer ("user") or a tool
 _number = re.compile(r"\d+")
+_named = re.compile(r'"name": ?"(\w+)"')
 
 
 @dataclass
@@ -107,17 +108,25 @@ class Replies:
                 self._numbers[sequence] = len(self.sequences)
                 self.sequences.append(sequence)
                 self.lengths.append(made[1])
-                self.places.append((self.locale, prompt[-1]["role"]))
+                self.places.append((self.locale, answered(prompt)))
             self._known[both] = None if made is None else self._numbers[tuple(made[0])]
         return self._known[both]
 
 
+def answered(prompt: list[Message]) -> str:
+    """Who is answered: "user", or the tool whose result stands last."""
+    calls = [call["function"]["name"] for message in prompt[-2:] for call in message.get("tool_calls") or []]
+    return calls[-1] if prompt[-1]["role"] == "tool" and calls else prompt[-1]["role"]
+
+
 class Around(NamedTuple):
-    """Where a reply stands that is to be spoiled: the tokens before it; good replies of its conversation, of such places in ones about something else, and of all; the tokens that are digits."""
+    """Where a reply stands that is to be spoiled: the tokens before it; good replies of its conversation, of such places in ones about something else (those of them that
+    call a tool, too), and of all; the tokens that are digits."""
 
     before: list[int]
     own: list[list[int]]
     others: list[list[int]]
+    deeds: list[list[int]]
     anywhere: list[list[int]]
     digits: set[int]
 
@@ -127,7 +136,7 @@ def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
 
     Raters see what agents wrote, which is mostly to the point and whole. A policy tries everything: without these, one learned to say goodbye to
     everybody, for goodbyes had never been rated badly, another to look an order up twice, one to confirm a new address where it had moved a payment, and one
-    to name the days of the delivery where those of the payment were asked for. What comes from elsewhere is itself one of the replies that are spoiled, for
+    to name the days of the delivery where those of the payment were asked for, one to cancel orders that it was only asked about. What comes from elsewhere is itself one of the replies that are spoiled, for
     what is much oftener right than wrong is preferred unread: a policy took every other concern for the one that most of the conversations were about.
     """
     goods = [sorted(one.good()) for one in judged]
@@ -139,6 +148,7 @@ def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
             pool[one.places[at]].append(one.reply(at))
         for at in good:
             about[one.places[at], one.topic].add(wording(tokenizer, one.reply(at)))
+    calls = {place: [reply for reply in replies if kind(tokenizer, reply) != "text"] for place, replies in pool.items()}
     anywhere = [reply for replies in pool.values() for reply in replies]
     digits = {token for token in range(len(tokenizer)) if tokenizer.decode([token]).strip().isdigit()}
     made = []
@@ -146,8 +156,9 @@ def spoil(tokenizer, judged: list[Judged], rng: random.Random) -> list[Judged]:
         sequences, spoiled, own = [[one.tree.ids[place] for place in leaf] for leaf in one.tree.leaves], [], [one.reply(at) for at in good]
         for at in some:
             place, right, before = one.places[at], one.reply(at), sequences[at][:-one.lengths[at]]
-            others = [reply for reply in rng.sample(pool[place], min(TRIED, len(pool[place]))) if not one.topic or wording(tokenizer, reply) not in about[place, one.topic]]
-            around = Around(before, own, others, anywhere, digits)
+            elsewhere = [[reply for reply in rng.sample(some, min(TRIED, len(some))) if not one.topic or wording(tokenizer, reply) not in about[place, one.topic]] for some in (pool[place], calls[place])]
+            others, deeds = ([with_numbers_of(before, reply, digits, rng) for reply in some] for some in elsewhere)
+            around = Around(before, own, others, deeds, anywhere, digits)
             for name in rng.choices(list(WAYS), WEIGHTS, k=2):           # the second, where the first finds nothing to do
                 wrong = WAYS[name](right, around, rng)
                 if wording(tokenizer, wrong) != wording(tokenizer, right) or (name == "another value" and wrong != right):
@@ -163,6 +174,15 @@ def numbers(ids: Sequence[int], digits: set[int]) -> list[tuple[int, int]]:
     """Where numbers stand among tokens: (start, end) of each."""
     edges = [0, *(place for place in range(1, len(ids)) if (ids[place] in digits) != (ids[place - 1] in digits)), len(ids)]
     return [(start, end) for start, end in itertools.pairwise(edges) if start < end and ids[start] in digits]
+
+
+def with_numbers_of(before: Sequence[int], reply: Sequence[int], digits: set[int], rng: random.Random) -> list[int]:
+    """Another conversation's reply with each number replaced by one of as many digits that stands before it here, where there is one: else its numbers alone would show that it is out of place."""
+    known, made, last = sorted({tuple(before[a:b]) for a, b in numbers(before, digits)}), [], 0
+    for start, end in numbers(reply, digits):
+        made += [*reply[last:start], *rng.choice([number for number in known if len(number) == end - start] or [reply[start:end]])]
+        last = end
+    return [*made, *reply[last:]]
 
 
 def another_value(right, around, rng):
@@ -185,10 +205,11 @@ def spliced(right, around, rng):
     return [*right[:rng.randrange(1, max(2, len(right) - 1))], *other[rng.randrange(len(other)):]]
 
 
-WEIGHTS = 3, 4, 3, 1, 1, 1
-# A reply that was right at another turn of the conversation; at such a place of a conversation about something else; with a number of the conversation in the place of another; of any other conversation;
-# one that breaks off; one that goes on as another.
-WAYS = {"another turn": lambda right, around, rng: rng.choice(around.own), "another concern": lambda right, around, rng: rng.choice(around.others or around.own), "another value": another_value,
+WEIGHTS = 3, 4, 4, 3, 1, 1, 1
+# A reply that was right at another turn of the conversation; at such a place of a conversation about something else; there, and it calls a tool; with a number of the conversation in the place of another;
+# of any other conversation; one that breaks off; one that goes on as another.
+WAYS = {"another turn": lambda right, around, rng: rng.choice(around.own), "another concern": lambda right, around, rng: rng.choice(around.others or around.own),
+        "unasked": lambda right, around, rng: rng.choice(around.deeds or around.own), "another value": another_value,
         "another language": lambda right, around, rng: rng.choice(around.anywhere), "cut short": cut_short, "spliced": spliced}
 
 
@@ -205,6 +226,12 @@ def deal(judged: list[Judged], parts: int) -> list[list[Judged]]:
     """The conversations in equal parts that share none, always the same way."""
     ordered = sorted(judged, key=lambda j: hashlib.sha256(repr(j.tree.ids).encode()).digest())
     return [ordered[k::parts] for k in range(parts)]
+
+
+def kind(tokenizer, reply: Sequence[int]) -> str:
+    """The tool that a reply calls first, read from its tokens; "text" where it calls none (of a message: training/dpo.py's `tool_of`)."""
+    named = _named.search(tokenizer.decode(reply))
+    return named.group(1) if named else "text"
 
 
 def wording(tokenizer, reply: Sequence[int]) -> str:

@@ -5,7 +5,6 @@ A policy finds every weakness of its reward, so what is wrong here comes back as
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ import torch
 from data_prep.statistics import paired_difference, wilson
 from training.adapters import OneBase
 from training.ensemble import combined, members
-from training.judgements import Judged, wording
+from training.judgements import Judged, kind, wording
 from training.trees import grow
 
 BINS = 10
@@ -152,7 +151,7 @@ def length_check(apart: np.ndarray, pairs: list[Pair], most: float) -> dict:
 
 
 def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dict:
-    """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, a number put wrong, cut short, spliced."""
+    """How often a good reply has a higher reward than itself spoiled: one of another turn or conversation in its place, a deed that nobody asked for, a number put wrong, cut short, spliced."""
     ways = np.array([way for one in judged for _, _, way in one.spoiled])
     apart = gaps(reward, judged, [((i, better), (i, worse)) for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
     if not len(apart):
@@ -160,13 +159,6 @@ def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dic
     low, high = wilson(int(right(apart).sum()), len(apart))
     return check("spoiled", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least) | {
         "by_way": {str(way): {"value": float(right(apart[ways == way]).mean()), "n": int((ways == way).sum())} for way in sorted(set(ways))}}
-
-
-def kind(tokenizer, reply: list[int]) -> str:
-    """The tool that a reply calls first, read from its tokens; "text" where it calls none (of a message: training/dpo.py's `tool_of`)."""
-    text = tokenizer.decode(reply)
-    named = re.search(r'"name": ?"(\w+)"', text)
-    return named.group(1) if named else "text"
 
 
 def contested(kinds: list[tuple[str, str]]) -> list[bool]:

@@ -19,7 +19,7 @@ MEANING = {
     "calibration_error": "mean distance between how sure it is and how often it is right",
     "length_correlation": "how much it likes length within a pair, beyond what raters do",
     "state_over_words": "how much more it knows than a bag of words where only the state of the world tells two replies apart",
-    "spoiled": "good replies preferred to themselves spoiled: another turn's or conversation's reply, a number put wrong, cut short, spliced",
+    "spoiled": "good replies preferred to themselves spoiled: another turn's or conversation's reply, a deed that nobody asked for, a number put wrong, cut short, spliced",
     "invariance": "largest change of a reward, in standard deviations, by batch, padding, order or packing",
 }
 

@@ -50,6 +50,10 @@ class Pack:
         """The ordinary intents: those in which an agent asks for something. A customer may drop one for another."""
         return sorted({scenario["intent"] for scenario in self.scenarios if any(verb == "ask" for verb, _ in scenario["steps"])})
 
+    def asked_for(self, intent: str) -> set[str]:
+        """The tools that some scenario of an intent calls, rightly or (by a bad habit) wrongly: what a customer who wants that may be taken to have asked for."""
+        return {thing for scenario in self.scenarios if scenario["intent"] == intent for verb, thing in steps_of(scenario) if verb == "call"}
+
     def files(self) -> list[Path]:
         return sorted(self.folder.rglob("*.yaml"))
 
@@ -80,7 +84,7 @@ def load_pack(folder: str | Path) -> Pack:
     company = _read(folder / "pack.yaml")
     pack = Pack(
         folder=folder, company=company,
-        tools={tool["name"]: {"requires": {}, "allowed": None, "effects": {}, "returns": {}, **tool} for tool in _read(folder / "tools.yaml")},
+        tools={tool["name"]: {"requires": {}, "allowed": None, "effects": {}, "returns": {}, "anytime": False, **tool} for tool in _read(folder / "tools.yaml")},
         scenarios=[_scenario(raw) for raw in _read(folder / "scenarios.yaml")],
         agents=_read(folder / "agents.yaml"), raters=_read(folder / "raters.yaml"),
         phrases={lang: _read(folder / "phrases" / f"{lang}.yaml") for lang in company["languages"]},
@@ -109,14 +113,16 @@ def _scenario(raw: dict) -> dict:
             **raw, "steps": _steps(raw["steps"]), "habits": habits}
 
 
+def steps_of(scenario: dict) -> list[tuple[str, str]]:
+    """All steps of a scenario, those of its habits too."""
+    return scenario["steps"] + [step for swaps in scenario["habits"].values() for steps in swaps.values() for step in steps]
+
+
 def _check(pack: Pack) -> None:
     """Refuse a pack whose parts do not fit together, before an hour of training finds out."""
     for scenario in pack.scenarios:
         where = f"{pack.folder}/scenarios.yaml, scenario {scenario['name']!r}"
-        lines = list(scenario["steps"])
-        for swaps in scenario["habits"].values():
-            lines += [step for steps in swaps.values() for step in steps]
-        for verb, thing in lines:
+        for verb, thing in steps_of(scenario):
             if verb == "call" and thing not in pack.tools:
                 raise PackError(f"{where} calls the unknown tool {thing!r}; tools.yaml has {sorted(pack.tools)}")
             act = {"ask": f"ask_{thing}", "say": thing, "handoff": f"handoff_{thing}"}.get(verb)
@@ -131,6 +137,8 @@ def _check(pack: Pack) -> None:
             _check_expression(expression, f"{pack.folder}/tools.yaml, tool {tool['name']!r}")
     if "transfer_to_human" not in pack.tools:
         raise PackError(f"{pack.folder}/tools.yaml lacks `transfer_to_human`: every assistant must be able to hand over to a person")
+    if not pack.tools["transfer_to_human"]["anytime"]:
+        raise PackError(f"{pack.folder}/tools.yaml: `transfer_to_human` must be `anytime: true`, or an assistant would be blamed for handing over to a person")
 
 
 def _check_expression(expression: str, where: str) -> None:

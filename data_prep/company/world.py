@@ -15,7 +15,7 @@ class World:
     """One customer's case: what is true, what was done, what company policy forbids.
 
     `state` maps order, account, policy, customer, handoff to dictionaries. `calls` are the executed tool calls,
-    `violations` those that policy does not allow although the back office let them through.
+    `violations` those that policy does not allow, or that nobody asked for, although the back office let them through.
     """
 
     pack: Pack
@@ -41,6 +41,8 @@ class World:
                 return {"error": error}
         if tool["allowed"] and not evaluate(tool["allowed"], names):
             self.violations.append(name)
+        if not tool["anytime"] and name not in self.pack.asked_for(self.scenario["intent"]):
+            self.violations.append(f"unasked {name}")
         for target, value in tool["effects"].items():
             part, key = target.split(".")
             self.state[part][key] = evaluate(value, names)
