@@ -189,6 +189,7 @@ class Ppo:
     value_clip: float = MISSING
     lam: float = MISSING
     drafts: int = MISSING
+    prompt_weight: float = MISSING
     language: float = MISSING
     language_batch: int = MISSING
     turn_discount: float = MISSING

@@ -29,7 +29,7 @@ from training.alarms import alarms, measured
 from training.ensemble import leaf
 from training.group import Group
 from training.models import load_base, load_tokenizer
-from training.ppo import Sample, adapted, appraise, load_players, most_surprising, places_of, policy_loss, update, value_loss, whiten
+from training.ppo import Sample, adapted, appraise, load_players, most_surprising, policy_loss, update, value_loss, whiten
 from training.rollouts import Episode, Local, Turn, play, some_of, well_rated
 from training.trees import grow
 
@@ -165,12 +165,12 @@ def test_each_token_is_credited_with_what_it_decides(drafts):
 
 def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows_is_the_surprise(run):
     """Also where all are bad: advantages are not moved to a mean of 0."""
-    model = load_players(run, load_tokenizer(run))
+    model, settings = load_players(run, load_tokenizer(run)), OmegaConf.merge(run.ppo, {"prompt_weight": 0.0})
     end = model.tokenizer.eos_token_id
     said = [[11, 12, end], [11, 12, end], [11, 13, end], [11, 12, end]]
     episodes = [Episode([Turn([5, 6, 7], reply, is_draft=k > 0) for k, reply in enumerate(replies)]) for replies in (said, [said[0]] * 4)]
-    assert places_of(episodes[0]) == [[0, 1, 2, 3]]
-    some, none = appraise(model, episodes, lambda *_: torch.tensor([0.0, 0.0, 2.0, 0.0, -1.0, -1.0, -1.0, -1.0]), 0.0, run.ppo, Group())
+    assert episodes[0].places() == [[0, 1, 2, 3]]
+    some, none = appraise(model, episodes, lambda *_: torch.tensor([0.0, 0.0, 2.0, 0.0, -1.0, -1.0, -1.0, -1.0]), 0.0, settings, Group())
     assert none.advantages.tolist() == [0.0] * 12
     assert none.surprise == 0
     assert some.surprise == pytest.approx(1.5)
@@ -178,6 +178,17 @@ def test_what_nothing_decides_keeps_no_advantage_and_the_reply_above_its_fellows
     assert better[1] > 0 > worse[1]
     assert better[0] == better[2] == worse[0] == worse[2] == 0
     assert len(some.values) == len(some.returns) == 0
+
+
+def test_where_all_say_the_same_wrong_thing_it_becomes_less_likely_and_is_met_again(run):
+    model = load_players(run, load_tokenizer(run))
+    end = model.tokenizer.eos_token_id
+    episodes = [Episode([Turn([5, 6, 7], [first, 12, end], is_draft=k > 0) for k in range(4)]) for first in (11, 13)]
+    wrong, right = appraise(model, episodes, lambda *_: torch.tensor([-1.0] * 4 + [1.0] * 4), 0.0, run.ppo, Group())
+    assert (wrong.advantages < 0).all()
+    assert (right.advantages > 0).all()
+    assert wrong.surprise == pytest.approx(run.ppo.prompt_weight)
+    assert right.surprise == 0
 
 
 def test_without_a_value_model_the_better_draft_becomes_likelier_and_the_worse_one_less(run):

@@ -5,7 +5,8 @@
 
 A step: the policy talks to customers; the reward ensemble scores each reply where it stands; what differs from the SFT adapter costs (KL); some epochs of
 clipped updates. A reply is one action's worth of tokens: its reward stands on its last token. Where several are drawn to a prompt (`drafts`) they are each
-other's baseline, and a token is credited with what it decides (KL too is felt where drafts part, not where all agree); where one is, advantages are by GAE
+other's baseline, and a token is credited with what it decides (KL too is felt where drafts part, not where all agree); beside that all of a prompt's replies are held to the
+step's mean (`prompt_weight`), or where all say the same wrong thing nothing would be learned. Where one is drawn, advantages are by GAE
 (arXiv:1506.02438) against a value model, and `turn_discount` says how much of what follows in the conversation is credited to a reply. The world's truth takes
 no part: customers answer, tools return, and the ensemble alone says what was good. Another reward model, which teaches nothing, watches.
 The policy is the one that draws: at `temperature`, as its log-probs and its distance from SFT are taken too. What goes out is the average of its weights and
@@ -52,7 +53,7 @@ class Sample:
     values: torch.Tensor           # (N,); (0,) without a value model
     advantages: torch.Tensor       # (N,)
     returns: torch.Tensor          # (N,); (0,) without a value model
-    surprise: float                # by how much its best reply was better than expected
+    surprise: float                # by how much its best reply was better than expected, or all those to one prompt worse than others'
     scores: list[float]            # of each reply
     kl: float                      # nats, all its replies together
     cut_off: int                   # replies without an end
@@ -112,33 +113,25 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
         check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
     with_value = "value" in model.heads
     values = model.by_token("value", trees, replies, model.values, settings.batch_tokens) if with_value else [torch.zeros(0)] * len(trees)
+    total, count = group.sum(scores.sum(), len(scores))
     samples, first = [], 0
     for i, tree in enumerate(trees):
         lengths = [len(places) for places in replies[i]]
         mine, unended = scores[first:first + len(lengths)].tolist(), int((~ended[first:first + len(lengths)]).sum())
         apart = old[i] - ref[i]
-        costs, places = list((beta * apart).split(lengths)), places_of(episodes[i])
+        costs, places = list((beta * apart).split(lengths)), episodes[i].places()
         if with_value:
             advantages, returns = gae(list(values[i].split(lengths)), costs, mine, settings.lam, settings.turn_discount)
             surprise = max(float(each[0]) for each in advantages.split(lengths))
         else:
             net = [score - float(cost.sum()) for score, cost in zip(mine, costs, strict=True)]
-            advantages, returns = torch.cat([at_branches([episodes[i].turns[k].reply for k in some], [net[k] for k in some]) for some in places]), torch.zeros(0)
-            surprise = max(max(net[k] for k in some) - fmean(net[k] for k in some) for some in places)
+            above = [settings.prompt_weight * (fmean(net[k] for k in some) - total / count) for some in places]
+            advantages = torch.cat([at_branches([episodes[i].turns[k].reply for k in some], [net[k] for k in some]) + each for some, each in zip(places, above, strict=True)])
+            surprise, returns = max(max(net[k] for k in some) - fmean(net[k] for k in some) + max(0.0, -each) for some, each in zip(places, above, strict=True)), torch.zeros(0)
         samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, surprise, mine, float(apart.sum()), unended, len(places)))
         first += len(lengths)
     whiten(samples, group, centred=with_value)
     return samples
-
-
-def places_of(episode: Episode) -> list[list[int]]:
-    """The numbers of an episode's replies, those together that were drawn to one prompt."""
-    found: list[list[int]] = []
-    for number, turn in enumerate(episode.turns):
-        if not turn.is_draft:
-            found.append([])
-        found[-1].append(number)
-    return found
 
 
 def most_surprising(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:

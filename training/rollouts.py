@@ -53,6 +53,15 @@ class Episode:
         tree = grow(turn.prompt + turn.reply for turn in self.turns)
         return tree, [path[-len(turn.reply):] for path, turn in zip(tree.leaves, self.turns, strict=True)]
 
+    def places(self) -> list[list[int]]:
+        """The numbers of the turns, those together that were drawn to one prompt."""
+        found: list[list[int]] = []
+        for number, turn in enumerate(self.turns):
+            if not turn.is_draft:
+                found.append([])
+            found[-1].append(number)
+        return found
+
 
 class Local:
     """Sampling by transformers in this process, under the adapter as it is at that moment."""
