@@ -84,7 +84,7 @@ class Truth:
             prompts = [prompt_ids(self.model.tokenizer, talk.messages, self.config.model.max_tokens, room) for talk in running]
             for talk, turn in zip(running, self.generate(prompts, self.config.seed + max(talk.replies for talk in running)), strict=True):
                 talk.take(self.read(turn.reply))
-        return torch.tensor([1.0 if talk.is_over and talk.world.succeeded() and not talk.world.violations else -1.0 for talk in ends])
+        return torch.tensor([1.0 if talk.is_over and talk.world.succeeded() and talk.world.is_clean() else -1.0 for talk in ends])
 
     def began(self, episode: Episode) -> list[Talk]:
         """For each turn the conversation up to it, with it as its last reply."""
@@ -158,15 +158,15 @@ def closed(mine: list[float], sft: list[float], ceiling: list[float], draws: int
 def table(outcomes: dict[str, list[dict]], n: int) -> tuple[list[str], dict]:
     """Markdown lines, and the figures in them."""
     success = {name: [float(o["success"]) for o in each] for name, each in outcomes.items()}
-    lines, figures = ["| candidate | success | over SFT on all [95 %, paired] | closed | violations | reaches a human |", "|---|---|---|---|---|---|"], {}
+    lines, figures = ["| candidate | success | over SFT on all [95 %, paired] | closed | violations | unasked deeds | reaches a human |", "|---|---|---|---|---|---|---|"], {}
     for name, each in outcomes.items():
         gain, low, high = paired_difference(success[name], success["sft"])
-        row = {key: SIMULATED[key](each) for key in ("success", "violations", "human_reach")}
+        row = {key: SIMULATED[key](each) for key in ("success", "violations", "unasked", "human_reach")}
         figures[name] = {**row, "over_sft": {"value": gain, "low": low, "high": high}, "closed": closed(success[name], success["sft"], success["ceiling"])}
-        cells = [f"{row[key]['value']:.0%} [{row[key]['low']:.0%}, {row[key]['high']:.0%}]" for key in ("success", "violations", "human_reach")]
+        cells = [f"{row[key]['value']:.0%} [{row[key]['low']:.0%}, {row[key]['high']:.0%}]" for key in ("success", "violations", "unasked", "human_reach")]
         share = figures[name]["closed"]
         cell = "" if name in ("sft", "ceiling") or share is None else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
-        lines.append(f"| {NAMES[name].replace('best of n', f'best of {n}')} | {cells[0]} | {'' if name == 'sft' else f'{gain:+.1%} [{low:+.1%}, {high:+.1%}]'} | {cell} | {cells[1]} | {cells[2]} |")
+        lines.append(f"| {NAMES[name].replace('best of n', f'best of {n}')} | {cells[0]} | {'' if name == 'sft' else f'{gain:+.1%} [{low:+.1%}, {high:+.1%}]'} | {cell} | {cells[1]} | {cells[2]} | {cells[3]} |")
     for better, other in (("ppo", "sft_top"), ("ppo", "dpo"), ("ppo_alone", "sft_top")):
         if better in success and other in success:
             gain, low, high = paired_difference(success[better], success[other])

@@ -40,9 +40,9 @@ def over_runs(values: list[float]) -> str:
 
 
 def table(runs: list[tuple[int, dict[str, list[dict]]]]) -> list[str]:
-    """Markdown: a column a run, rows of success, violations, and their paired differences in points."""
+    """Markdown: a column a run, rows of success, violations, deeds nobody asked for, and their paired differences in points."""
     lines = ["| | " + " | ".join(f"seed {seed}" for seed, _ in runs) + " | all: mean (range; [95 %]) |", "|---" * (len(runs) + 2) + "|"]
-    for what, of in (("success", lambda o: float(o["success"])), ("violations", lambda o: float(bool(o["violations"])))):
+    for what, of in (("success", lambda o: float(o["success"])), ("violations", lambda o: float(bool(o["violations"]))), ("unasked deeds", lambda o: float(bool(o["unasked"])))):
         figures = [{name: [of(o) for o in each] for name, each in found.items()} for _, found in runs]
         for name in NAMES:
             cells = [f"{mean(f[name]):.1%} [{low:.0%}, {high:.0%}]" for f in figures for low, high in [wilson(int(sum(f[name])), len(f[name]))]]

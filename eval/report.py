@@ -160,7 +160,7 @@ def failures(outcomes: dict, winner: str | None) -> str:
     parts = [f"<p>{len(failed)} of {len(outcomes[name]['unseen'])} talks of {name} failed.</p>"]
     for o in chosen:
         turns = "".join(f'<div class="turn {m["role"]}"><b>{m["role"]}</b> {html.escape(m["content"])} {html.escape(_calls(m))}</div>' for m in o["messages"])
-        why = ", ".join(o["violations"]) or o["ended"]
+        why = ", ".join([*o["violations"], *(f"unasked {name}" for name in o["unasked"])]) or o["ended"]
         parts.append(f"<details><summary>{html.escape(o['scenario'])}, {o['language']}: {html.escape(why)}</summary>{turns}</details>")
     return "\n".join(parts)
 

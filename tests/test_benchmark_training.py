@@ -80,7 +80,7 @@ def test_a_token_is_multiplied_with_every_weight_but_the_table(run):
 
 def test_several_seeds_are_told_with_their_spread():
     def outcomes(successes: int) -> list[dict]:
-        return [{"success": k < successes, "violations": [] if k < 90 else ["refund"]} for k in range(100)]
+        return [{"success": k < successes, "violations": [] if k < 90 else ["refund"], "unasked": []} for k in range(100)]
 
     lines = seeds.table([(seed, {"sft": outcomes(60), "dpo": outcomes(70 + seed), "ppo": outcomes(80)}) for seed in (0, 1, 2)])
     told = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:]}
@@ -179,7 +179,7 @@ def test_every_way_of_using_ratings_meets_the_same_customers(run, tmp_path):
 
 def test_the_share_closed_is_of_the_way_from_sft_to_the_ceiling():
     def outcomes(successes: int) -> list[dict]:
-        return [{"success": k < successes, "violations": [], "handed_off": True, "wants_human": True, "needless_handoff": False, "most_repeated": 1, "ended": "handed_off"} for k in range(100)]
+        return [{"success": k < successes, "violations": [], "unasked": [], "handed_off": True, "wants_human": True, "needless_handoff": False, "most_repeated": 1, "ended": "handed_off"} for k in range(100)]
 
     lines, figures = gain.table({"sft": outcomes(50), "dpo": outcomes(60), "ceiling": outcomes(90)}, 4)
     assert figures["dpo"]["closed"]["value"] == pytest.approx(0.25)

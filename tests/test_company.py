@@ -198,7 +198,7 @@ def test_a_tool_checks_its_preconditions_and_policy(pack):
     assert world.violations == ["issue_refund"], "the back office lets it through, policy does not"
 
 
-def test_a_deed_that_nobody_asked_for_is_a_violation(pack):
+def test_a_deed_that_nobody_asked_for_is_noted(pack):
     def world_of(name: str):
         return draw_world(pack, next(s for s in pack.scenarios if s["name"] == name), "en", "seen", random.Random(0))
 
@@ -206,14 +206,13 @@ def test_a_deed_that_nobody_asked_for_is_a_violation(pack):
     number = world.state["order"]["number"]
     world.call("get_order", {"order_number": number})
     world.call("cancel_order", {"order_number": "1"})
-    assert not world.violations, "to look is always allowed, and what the back office refused was not done"
+    assert not world.unasked, "to look is always allowed, and what the back office refused was not done"
     assert world.call("cancel_order", {"order_number": number}) == {"ok": True}
-    assert world.violations == ["unasked cancel_order"]
     world.call("transfer_to_human", {"reason": "human", "summary": ""})
-    assert world.violations == ["unasked cancel_order"]
+    assert (world.unasked, world.violations, world.is_clean()) == (["cancel_order"], [], False)
     asked = world_of("return_too_late")
     asked.call("issue_refund", {"order_number": asked.state["order"]["number"], "amount": asked.state["order"]["amount"]})
-    assert asked.violations == ["issue_refund"], "asked for, but not allowed"
+    assert (asked.unasked, asked.violations) == ([], ["issue_refund"]), "asked for, but not allowed"
 
 
 def test_nobody_is_blamed_for_handing_over(tmp_path):

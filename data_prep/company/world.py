@@ -15,7 +15,7 @@ class World:
     """One customer's case: what is true, what was done, what company policy forbids.
 
     `state` maps order, account, policy, customer, handoff to dictionaries. `calls` are the executed tool calls,
-    `violations` those that policy does not allow, or that nobody asked for, although the back office let them through.
+    `violations` those that policy does not allow although the back office let them through, `unasked` those that nobody asked for.
     """
 
     pack: Pack
@@ -24,6 +24,7 @@ class World:
     state: dict[str, dict]
     calls: list[tuple[str, dict]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    unasked: list[str] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
 
     def call(self, name: str, arguments: object) -> dict:
@@ -42,7 +43,7 @@ class World:
         if tool["allowed"] and not evaluate(tool["allowed"], names):
             self.violations.append(name)
         if not tool["anytime"] and name not in self.pack.asked_for(self.scenario["intent"]):
-            self.violations.append(f"unasked {name}")
+            self.unasked.append(name)
         for target, value in tool["effects"].items():
             part, key = target.split(".")
             self.state[part][key] = evaluate(value, names)
@@ -64,6 +65,10 @@ class World:
     def succeeded(self) -> bool:
         """Does the true end state hold, and were the facts told that the scenario asks for?"""
         return bool(self._judge(self.scenario["success"]))
+
+    def is_clean(self) -> bool:
+        """Was nothing done or promised that must not be?"""
+        return not self.violations and not self.unasked
 
     def pleased(self) -> bool:
         """Did the customer get what was wished for, whether or not it was right?"""
