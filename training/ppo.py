@@ -66,7 +66,7 @@ class Sample:
 def whiten(samples: list[Sample], group: Group, centred: bool) -> None:
     """Advantages with variance 1, and mean 0 where they are to be `centred`, over the tokens of all processes.
 
-    Those beside drafts are not: most of their tokens decide nothing, have 0, and must keep it. Moved by the mean they taught to say even what is always wrong more surely."""
+    Those beside drafts are not: they are measured against other replies where they are made. Moved by the mean over tokens they taught to say even what is always wrong more surely."""
     every = torch.cat([s.advantages for s in samples]).double()
     n, total, squares = group.sum(len(every), every.sum(), every.square().sum())
     mean, std = total / n, math.sqrt(max(squares / n - (total / n) ** 2, 1e-12))
