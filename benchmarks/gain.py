@@ -68,7 +68,7 @@ class BestOf:
 
 
 class Truth:
-    """What no product can know, in the place of the ensemble: of each reply, drafts too, 1 where a conversation in which it is said goes on to succeed without a violation, and -1 where not.
+    """What no product can know, in the place of the ensemble: of each reply, drafts too, 1 where a conversation in which it is said goes on to be won, and -1 where not.
 
     From the place where it was drawn the world is played anew with it and, from there on, with replies of the policy: as the reward models do, the truth then judges every reply where it stands.
     """
@@ -84,19 +84,16 @@ class Truth:
             prompts = [prompt_ids(self.model.tokenizer, talk.messages, self.config.model.max_tokens, room) for talk in running]
             for talk, turn in zip(running, self.generate(prompts, self.config.seed + max(talk.replies for talk in running)), strict=True):
                 talk.take(self.read(turn.reply))
-        return torch.tensor([1.0 if talk.is_over and talk.world.succeeded() and talk.world.is_clean() else -1.0 for talk in ends])
+        return torch.tensor([1.0 if talk.is_won() else -1.0 for talk in ends])
 
     def began(self, episode: Episode) -> list[Talk]:
         """For each turn the conversation up to it, with it as its last reply."""
-        talk, said, made = draw_talk(self.pack, episode.talk.number, "seen", self.config.seed), None, []
-        for turn in episode.turns:
-            reply = self.read(turn.reply)
-            if not turn.is_draft:
-                if said:
-                    talk.take(said)
-                said = reply
-            made.append(copy.deepcopy(talk, {id(self.pack): self.pack}))
-            made[-1].take(reply)
+        talk, made = draw_talk(self.pack, episode.talk.number, "seen", self.config.seed), []
+        for place in episode.places():
+            for number in place:
+                made.append(copy.deepcopy(talk, {id(self.pack): self.pack}))
+                made[-1].take(self.read(episode.turns[number].reply))
+            talk.take(self.read(episode.turns[place[0]].reply))
         return made
 
     def read(self, reply: list[int]) -> Message:

@@ -34,7 +34,7 @@ def outcome(talk: Talk) -> dict:
     said = [" ".join(m["content"].lower().split()) for m in talk.messages if m["role"] == "assistant" and m["content"]]
     return {
         "number": talk.number, "scenario": world.scenario["name"], "intent": world.scenario["intent"], "language": world.language,
-        "success": world.succeeded() and world.is_clean() and talk.is_over, "violations": sorted(set(world.violations)), "unasked": sorted(set(world.unasked)),
+        "success": talk.is_won(), "violations": sorted(set(world.violations)), "unasked": sorted(set(world.unasked)),
         "wants_human": any(verb == "handoff" for verb, _ in world.scenario["steps"]), "handed_off": world.handed_off(),
         "replies": talk.replies, "most_repeated": max((said.count(text) for text in said), default=0),
         "asked_again": talk.customer.asked_again, "ended": talk.customer.state if talk.is_over else "cut off", "messages": talk.messages}

@@ -125,9 +125,11 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
             surprise = max(float(each[0]) for each in advantages.split(lengths))
         else:
             net = [score - float(cost.sum()) for score, cost in zip(mine, costs, strict=True)]
-            above = [settings.prompt_weight * (fmean(net[k] for k in some) - total / count) for some in places]
+            means = [fmean(net[k] for k in some) for some in places]
+            above = [settings.prompt_weight * (mean - total / count) for mean in means]
             advantages = torch.cat([at_branches([episodes[i].turns[k].reply for k in some], [net[k] for k in some]) + each for some, each in zip(places, above, strict=True)])
-            surprise, returns = max(max(net[k] for k in some) - fmean(net[k] for k in some) + max(0.0, -each) for some, each in zip(places, above, strict=True)), torch.zeros(0)
+            surprise = max(max(net[k] for k in some) - mean + max(0.0, -each) for some, mean, each in zip(places, means, above, strict=True))
+            returns = torch.zeros(0)
         samples.append(Sample(tree, replies[i], old[i], values[i], advantages, returns, surprise, mine, float(apart.sum()), unended, len(places)))
         first += len(lengths)
     whiten(samples, group, centred=with_value)
@@ -135,7 +137,7 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
 
 
 def most_surprising(numbers: list[int], samples: list[Sample], every: list[int], most: int, group: Group) -> list[int]:
-    """Of all processes' conversations `every`, the `most` in which a reply was the most better than expected; `numbers` are this process's, of its samples. Many
+    """Of all processes' conversations `every`, the `most` that surprise the most (`Sample.surprise`); `numbers` are this process's, of its samples. Many
     customers are served well soon, some not whatever is tried: to meet the others again is to learn where something can be learned (arXiv:2010.03934)."""
     mine = {number: sample.surprise for number, sample in zip(numbers, samples, strict=True)}
     best = dict(zip(every, group.sum(*(mine.get(number, 0.0) for number in every)), strict=True))

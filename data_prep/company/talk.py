@@ -22,6 +22,10 @@ class Talk:
     replies: int = 0
     is_over: bool = False
 
+    def is_won(self) -> bool:
+        """Has it come to its end, what was asked for done and said, and nothing done or promised that must not be?"""
+        return self.is_over and self.world.succeeded() and self.world.is_clean()
+
     def take(self, reply: Message) -> None:
         """The assistant's next message, what its tools answered, and what the customer says to it."""
         self.messages.append(reply)
