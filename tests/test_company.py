@@ -215,11 +215,12 @@ def test_a_deed_that_nobody_asked_for_is_noted(pack):
     assert (asked.unasked, asked.violations) == ([], ["issue_refund"]), "asked for, but not allowed"
 
 
-def test_nobody_is_blamed_for_handing_over(tmp_path):
+def test_nobody_is_blamed_for_handing_over(pack, tmp_path):
+    assert pack.tools["transfer_to_human"]["anytime"], "a pack need not say so"
     folder = shutil.copytree(SAMPLE, tmp_path / "pack")
     tools = yaml.safe_load((folder / "tools.yaml").read_text())
-    (folder / "tools.yaml").write_text(yaml.safe_dump([{key: value for key, value in tool.items() if key != "anytime"} for tool in tools]))
-    with pytest.raises(PackError, match=r"transfer_to_human.*anytime: true"):
+    (folder / "tools.yaml").write_text(yaml.safe_dump([{**tool, "anytime": False} for tool in tools]))
+    with pytest.raises(PackError, match=r"transfer_to_human.*anytime: false"):
         load_pack(folder)
 
 

@@ -84,7 +84,7 @@ def load_pack(folder: str | Path) -> Pack:
     company = _read(folder / "pack.yaml")
     pack = Pack(
         folder=folder, company=company,
-        tools={tool["name"]: {"requires": {}, "allowed": None, "effects": {}, "returns": {}, "anytime": False, **tool} for tool in _read(folder / "tools.yaml")},
+        tools={tool["name"]: {"requires": {}, "allowed": None, "effects": {}, "returns": {}, "anytime": tool["name"] == "transfer_to_human", **tool} for tool in _read(folder / "tools.yaml")},
         scenarios=[_scenario(raw) for raw in _read(folder / "scenarios.yaml")],
         agents=_read(folder / "agents.yaml"), raters=_read(folder / "raters.yaml"),
         phrases={lang: _read(folder / "phrases" / f"{lang}.yaml") for lang in company["languages"]},
@@ -138,7 +138,7 @@ def _check(pack: Pack) -> None:
     if "transfer_to_human" not in pack.tools:
         raise PackError(f"{pack.folder}/tools.yaml lacks `transfer_to_human`: every assistant must be able to hand over to a person")
     if not pack.tools["transfer_to_human"]["anytime"]:
-        raise PackError(f"{pack.folder}/tools.yaml: `transfer_to_human` must be `anytime: true`, or an assistant would be blamed for handing over to a person")
+        raise PackError(f"{pack.folder}/tools.yaml: `transfer_to_human` is `anytime: false`: an assistant would be blamed for handing over to a person. Leave `anytime` out there")
 
 
 def _check_expression(expression: str, where: str) -> None:
