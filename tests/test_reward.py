@@ -21,7 +21,7 @@ from tests.toys import random_adapter, toy_run
 from training import reward
 from training.adapters import OneBase
 from training.ensemble import combined, leaf
-from training.judgements import WAYS, Around, Judged, another_value, answered, check, deal, read, spoil, with_numbers_of
+from training.judgements import LARGEST, WAYS, Around, Judged, another_value, answered, check, deal, judged_of, read, spoil, with_numbers_of
 from training.models import load_base, load_tokenizer, put_adapter
 from training.reward import batch, learn, ordered_logit
 from training.reward_gate import (
@@ -192,6 +192,24 @@ def test_an_adapter_whose_weights_are_others_than_its_configuration_says_is_refu
 
 
 KINDS = st.sampled_from(["refund", "block", "text"])
+
+
+def test_a_conversation_with_many_judged_replies_becomes_trees_that_fit_into_memory(run):
+    """Attention takes the square of a tree's tokens: a dialogue of 53 judged replies was one tree of 9,694, and sixteen of such took all of a machine's memory."""
+    talk = [{"role": role, "content": f"{role} {turn} " + "word " * 12} for turn in range(12) for role in ("user", "assistant")]
+    place = {"conversation_id": "c", "locale": "en", "raters": [["a"], ["b"]], "topic": "t"}
+    rows = [{**place, "prompt": talk[:at], "completion": [{"role": "assistant", "content": f"{draft} " * 10}], "rating": 1 + draft % 5, "offset": 0.0} for at in range(1, 24, 2) for draft in range(6)]
+    rows += [{**place, "prompt": talk[:at], "chosen": [talk[at]], "rejected": [{"role": "assistant", "content": "no"}], "margin": 1.0} for at in range(1, 24, 2)]
+    tokenizer = load_tokenizer(run)
+    (whole,) = judged_of(tokenizer, rows, "t", 10_000)
+    parts = judged_of(tokenizer, rows, "t", most := len(whole.tree.ids) // 4)
+    assert max(len(part.tree.ids) for part in parts) <= LARGEST * most < len(whole.tree.ids)
+
+    def told(judged: list[Judged]) -> list:
+        return sorted([("pair", one.reply(better), one.reply(worse), gap) for one in judged for better, worse, gap in one.pairs] + [("stars", one.reply(at), [], stars) for one in judged for at, stars, _ in one.ratings])
+
+    assert told(parts) == told([whole])
+    assert {part.topic for part in parts} == {"t"}
 
 
 @given(st.lists(st.tuples(KINDS, KINDS), max_size=40))

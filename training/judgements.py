@@ -22,6 +22,7 @@ from training.trees import Tree, grow
 STARS = 5
 GOOD = 4             # corrected stars from which on a reply is one to go on writing
 SPOILED = 3          # spoiled replies among a conversation's leaves
+LARGEST = 2          # times a model's longest sequence: tokens of a tree
 TRIED = 8            # replies at such a place among which one is looked for that is never said there about the same topic
 Place = tuple[str, str]                        # a language; who is answered, the customer ("user") or a tool
 _number = re.compile(r"\d+")
@@ -55,7 +56,7 @@ class Judged:
 
 
 def read(config, tokenizer, split: str, most: float = math.inf) -> tuple[list[Judged], int]:
-    """What was judged in a split, a tree a conversation, until these hold `most` pairs between them, and how many judgements were dropped because their reply is too long.
+    """What was judged in a split, a tree a conversation (several where it would be too large), until these hold `most` pairs between them, and how many judgements were dropped because their reply is too long.
 
     An agent's thumb counts as the most or the fewest stars. Customers' opinions are left out: they are of the chat and its outcome, not of the reply.
     """
@@ -70,18 +71,33 @@ def read(config, tokenizer, split: str, most: float = math.inf) -> tuple[list[Ju
     for name in dict.fromkeys([*pairs, *ratings]):
         if most <= 0:
             break
-        own = [*pairs[name], *ratings[name]]
-        said = Replies(tokenizer, config.model.max_tokens, own[0]["locale"])
-        both = [(said.add(row["prompt"], row["chosen"][0]), said.add(row["prompt"], row["rejected"][0]), row) for row in pairs[name] if "pairs" in sources or split != "train"]
-        one = [(said.add(row["prompt"], row["completion"][0]), row) for row in ratings[name] if "ratings" in sources]
-        kept = [(better, worse, row) for better, worse, row in both if None not in (better, worse)]
-        rated = [(at, row) for at, row in one if at is not None]
-        dropped += len(both) - len(kept) + len(one) - len(rated)
-        most -= len(kept)
-        if kept or rated:
-            found.append(Judged(grow(said.sequences), said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
-                                [row["raters"] for _, _, row in kept], next((row["topic"] for _, row in rated), ""), said.places))
+        rows = [*(pairs[name] if "pairs" in sources or split != "train" else []), *(ratings[name] if "ratings" in sources else [])]
+        kept = judged_of(tokenizer, rows, next((row["topic"] for row in ratings[name]), ""), config.model.max_tokens)
+        count = sum(len(one.pairs) for one in kept)
+        dropped += len(rows) - count - sum(len(one.ratings) for one in kept)
+        most -= count
+        found += kept
     return found, dropped
+
+
+def judged_of(tokenizer, rows: list[dict], topic: str, max_tokens: int) -> list[Judged]:
+    """What was judged of one conversation, too long replies left out: a tree, or several where that one would have more than LARGEST times `max_tokens` tokens.
+
+    Attention takes the square of a tree's tokens: conversations with some dozen long replies judged, sixteen in a batch, took 23 GB beside a model of a million parameters.
+    """
+    if not rows:
+        return []
+    said = Replies(tokenizer, max_tokens, rows[0]["locale"])
+    both = [(said.add(row["prompt"], row["chosen"][0]), said.add(row["prompt"], row["rejected"][0]), row) for row in rows if "chosen" in row]
+    rated = [(at, row) for at, row in [(said.add(row["prompt"], row["completion"][0]), row) for row in rows if "completion" in row] if at is not None]
+    kept, tree = [(better, worse, row) for better, worse, row in both if None not in (better, worse)], grow(said.sequences)
+    if len(tree.ids) > LARGEST * max_tokens and len(rows) > 1:
+        by_turn = sorted(rows, key=lambda row: len(row["prompt"]))
+        return [one for half in (by_turn[:len(rows) // 2], by_turn[len(rows) // 2:]) for one in judged_of(tokenizer, half, topic, max_tokens)]
+    if not kept and not rated:
+        return []
+    return [Judged(tree, said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
+                   [row["raters"] for _, _, row in kept], topic, said.places)]
 
 
 class Replies:
