@@ -89,11 +89,12 @@ def judged_of(tokenizer, rows: list[dict], topic: str, max_tokens: int) -> list[
         return []
     said = Replies(tokenizer, max_tokens, rows[0]["locale"])
     both = [(said.add(row["prompt"], row["chosen"][0]), said.add(row["prompt"], row["rejected"][0]), row) for row in rows if "chosen" in row]
-    rated = [(at, row) for at, row in [(said.add(row["prompt"], row["completion"][0]), row) for row in rows if "completion" in row] if at is not None]
-    kept, tree = [(better, worse, row) for better, worse, row in both if None not in (better, worse)], grow(said.sequences)
+    one = [(said.add(row["prompt"], row["completion"][0]), row) for row in rows if "completion" in row]
+    tree = grow(said.sequences)
     if len(tree.ids) > LARGEST * max_tokens and len(rows) > 1:
         by_turn = sorted(rows, key=lambda row: len(row["prompt"]))
         return [one for half in (by_turn[:len(rows) // 2], by_turn[len(rows) // 2:]) for one in judged_of(tokenizer, half, topic, max_tokens)]
+    kept, rated = [(better, worse, row) for better, worse, row in both if None not in (better, worse)], [(at, row) for at, row in one if at is not None]
     if not kept and not rated:
         return []
     return [Judged(tree, said.lengths, [(b, w, row["margin"]) for b, w, row in kept], [(at, row["rating"], row["offset"]) for at, row in rated],
