@@ -104,6 +104,7 @@ class Prepare:
 class Pretrain:
     drills: int = MISSING
     topic_drills: int = MISSING
+    call_drills: int = MISSING
     conversations: int = MISSING          # practice conversations drawn from the archive
     swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
     trainer: dict[str, Any] = MISSING

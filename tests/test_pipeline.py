@@ -22,7 +22,7 @@ from eval.verify import served
 from training.pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["experiment=smoke", "hardware.threads=1", "generate.conversations=150", "model.vocab_size=600", "pretrain.drills=16", "pretrain.topic_drills=16", "pretrain.conversations=64", "pretrain.trainer.max_steps=3", "pretrain.trainer.per_device_train_batch_size=8",
+SMALL = ["experiment=smoke", "hardware.threads=1", "generate.conversations=150", "model.vocab_size=600", "pretrain.drills=16", "pretrain.topic_drills=16", "pretrain.call_drills=8", "pretrain.conversations=64", "pretrain.trainer.max_steps=3", "pretrain.trainer.per_device_train_batch_size=8",
          "sft.trainer.max_steps=6", "sft.trainer.save_steps=1", "reward.trainer.max_steps=2", "dpo.trainer.max_steps=6", "dpo.trainer.save_steps=1", "ppo.steps=3", "ppo.episodes=6",
          "evaluate.conversations=6", "evaluate.seen_conversations=4", "export.parity_prompts=20", "export.force=true", "verify.conversations=2"]
 DEFAULT = load_config([]).stages

@@ -23,8 +23,10 @@ from data_prep.conversation import read_jsonl, tool_call, write_jsonl
 from training import pretrain
 from training.models import IGNORE, conversations_of, count_tokens, encode, in_batches_of_like_length, sequences
 from training.practice import (
+    argument_values,
     beginning,
     conditional,
+    dictated,
     drill,
     fitted,
     invented,
@@ -36,7 +38,7 @@ from training.practice import (
     whole,
     words_of_results,
 )
-from training.pretrain import build_tokenizer, whole_conversations
+from training.pretrain import begin_alike, build_tokenizer, whole_conversations
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
@@ -55,6 +57,30 @@ def test_digits_are_tokens_of_their_own_and_text_survives(tokenizer):
     assert tokenizer.tokenize("48213") == list("48213")
     for text in ("order 48213, größe 7 €!", "  two  spaces\n"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_name_is_dictated_by_the_messages_that_hold_it_and_no_others():
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call("change_address", {"order_number": "48213", "address": "Elm Street 5"})]}
+    talk = [{"role": "system", "content": "Support."}, {"role": "user", "content": "i moved"}, {"role": "assistant", "content": "Your order?"}, {"role": "user", "content": "it is 48213"},
+            {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {"order_number": "48213"})]}, {"role": "tool", "content": '{"status": "open"}'},
+            {"role": "assistant", "content": "Where to?"}, {"role": "user", "content": "to elm street 5, please"}, call]
+    assert dictated([talk]) == [[talk[3], talk[7], {"role": "system", "content": "Next: change_address"}, call]], "and not the call that has no name in it"
+    unsaid = [{**m, "content": m["content"].replace("elm", "oak")} for m in talk]
+    assert dictated([unsaid]) == [], "what nobody said cannot be copied"
+    renamed_one = renamed(dictated([talk])[0], ["window", "carpet", "lantern"], random.Random(0))
+    street = argument_values(renamed_one)["address"]
+    assert street != "Elm Street 5"
+    assert street.lower() in renamed_one[1]["content"]
+
+
+def test_a_word_after_a_space_begins_as_the_same_word_after_a_quote_and_the_space(tokenizer):
+    embedding = torch.nn.Embedding(len(tokenizer), 8)
+    before = embedding.weight.detach().clone()
+    begin_alike(embedding, tokenizer)
+    after, here, at_a_quote = embedding.weight.detach(), tokenizer(" order order")["input_ids"], tokenizer('"order')["input_ids"]
+    assert here[0] == here[1] != at_a_quote[1], "two tokens"
+    assert torch.allclose(after[here[0]], before[at_a_quote[1]] + before[tokenizer(" ")["input_ids"][0]])
+    assert torch.equal(after[at_a_quote], before[at_a_quote]), "only the ones after a space are moved"
 
 
 def test_only_the_chosen_replies_are_learned_each_with_its_stop_token(tokenizer):
@@ -182,7 +208,7 @@ def toy(tmp_path_factory):
 
 def toy_config(folder: Path, **changes):
     config = load_config([
-        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
+        "experiment=smoke", f"run_dir={folder}", "generate.conversations=150", "model.vocab_size=500", "pretrain.drills=8", "pretrain.topic_drills=8", "pretrain.call_drills=8", "pretrain.conversations=40", "pretrain.trainer.max_steps=3",
         "pretrain.trainer.per_device_train_batch_size=4", "sft.trainer.max_steps=3", "reward.trainer.max_steps=3", "dpo.trainer.max_steps=3", "ppo.steps=2", "ppo.episodes=8", "rloo.prompts=16", "rloo.trainer.max_steps=2", "kto.trainer.max_steps=3", "sft.trainer.save_steps=1", "dpo.trainer.save_steps=1",
         "model.architecture={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 1024, tie_word_embeddings: true}"])
     config.fingerprint = {"seed": 0}

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 DRILLED = 14            # things at most in one exercise of copying
 
 _number = re.compile(r"\d+")
+_word = re.compile(r"[^\W\d_]{3,}")
 _named = re.compile(r"(\w+(?: \w+)?): (\d+)")      # "Late fee: 12" in a system message
 
 
@@ -58,18 +59,23 @@ def renumbered(messages: list[dict], rng: random.Random) -> list[dict]:
 
 
 def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[dict]:
-    """The conversation with the words of identifiers (tool arguments of letters and digits, like an address) replaced by invented ones.
+    """The conversation with the words of identifiers (tool arguments of words and digits, like an address) replaced by invented ones.
 
     Else the base would write some address that it has often met, instead of the one it was told.
     """
     text = json.dumps(messages, ensure_ascii=False)
     for value in argument_values(messages).values():
-        if not isinstance(value, str) or not re.search(r"\d", value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
+        if not isinstance(value, str) or not is_identifier(value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
             continue
-        for word in dict.fromkeys(re.findall(r"[^\W\d_]{3,}", value)):
+        for word in dict.fromkeys(_word.findall(value)):
             other = invented(words, rng)
             text = re.sub(rf"\b{word}\b", lambda m, other=other: other.lower() if m.group().islower() else other, text, flags=re.IGNORECASE)
     return json.loads(text)
+
+
+def is_identifier(value: str) -> bool:
+    """Words and digits, like an address."""
+    return bool(_word.search(value) and _number.search(value))
 
 
 def invented(words: list[str], rng: random.Random) -> str:
@@ -205,6 +211,22 @@ def drill(words: list[str], progress: float, rng: random.Random) -> list[dict]:
 
 def number(rng: random.Random) -> str:
     return str(rng.randint(0, 10 ** rng.choice([1, 2, 3, 5]) - 1))
+
+
+def dictated(conversations: Iterable[list[dict]]) -> list[list[dict]]:
+    """Tool calls that say again a name which customers said, each after those messages alone that hold what it says, and its tool given away.
+
+    Whole conversations hold few of them: too few to learn from that a name is copied, and not one of those that are known is written.
+    """
+    found = []
+    for messages in conversations:
+        for place, message in enumerate(messages):
+            values = [str(value) for value in argument_values([message]).values()]
+            heard = [m for m in messages[:place] if m["role"] == "user" and any(value.lower() in m["content"].lower() for value in values)]
+            said = " ".join(m["content"] for m in heard).lower()
+            if any(is_identifier(value) for value in values) and all(value.lower() in said for value in values):
+                found.append([*heard, {"role": "system", "content": f"Next: {beginning(message)}"}, message])
+    return found
 
 
 def topic_drill(messages: list[dict], topic: str, rng: random.Random) -> list[dict]:
