@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import defaultdict
 from statistics import mean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.company.generate import archive as archive_of
+from data_prep.company.pack import load_pack
 from data_prep.conversation import Conversation, Feedback
 from data_prep.prepare import prompts
 from data_prep.ratings import Effects, cost, edited, fit_effects, pairs, raters_report, shrunk, unpaired
+from data_prep.statistics import drawn_groups
 
 NOBODY = Effects({}, {})
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good", "drafts": [{"id": "d1", "content": "bad"}]}]
@@ -121,3 +127,27 @@ def test_the_report_shows_agreement_before_and_after():
     notes = [rating(stars, rater, index=index) for index in range(50) for rater, stars in (("mild", 4), ("strict", 2))]
     report = raters_report(notes, Effects({"mild": 0.9, "strict": -0.9}, {}))
     assert report["mild"] == {"ratings": 50, "mean": 4, "spread": 0.0, "severity": 0.9, "shared": 50, "apart": 2, "apart_corrected": pytest.approx(0.2)}
+
+
+def test_of_replies_rated_by_different_people_the_better_one_is_found_more_often_corrected():
+    """On the sample archive, whose truth is known: the reply with more stars is the truly better one, a tie is half right; interval over conversations drawn anew."""
+    notes, quality = [], {}
+    for conversation, feedback, truth in archive_of(load_pack("data_prep/company/sample"), 2500, 0, drafts=1.0):
+        notes += [(Feedback(conversation["id"], "rating", n["rater_id"], n["message_index"], n.get("draft_id"), n["rating"]), conversation["outcome"]["intent"]) for n in feedback if n["kind"] == "rating"]
+        quality |= {(conversation["id"], fact["message_index"], fact.get("draft_id")): fact["quality"] for fact in truth}
+    effects, by_prompt = fit_effects(notes), defaultdict(list)
+    for note, _ in notes:
+        by_prompt[note.conversation_id, note.message_index].append(note)
+    right, groups = [], []
+    for (conversation, index), mine in by_prompt.items():
+        for one, other in itertools.combinations(mine, 2):
+            true = quality[conversation, index, one.draft_id] - quality[conversation, index, other.draft_id]
+            if one.rater_id != other.rater_id and true:
+                gaps = effects.corrected(one) - effects.corrected(other), one.rating - other.rating
+                right.append([0.5 if gap == 0 else float((gap > 0) == (true > 0)) for gap in gaps])
+                groups.append(conversation)
+    right = np.array(right)
+    low, high = np.quantile([(right[drawn, 0] - right[drawn, 1]).mean() for drawn in drawn_groups(groups)], [0.025, 0.975])
+    corrected, plain = right.mean(0)
+    print(f"of {len(right)} pairs {corrected:.3f} right corrected, {plain:.3f} as given: {corrected - plain:+.3f} [{low:+.3f}, {high:+.3f}]")
+    assert low > 0
