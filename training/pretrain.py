@@ -6,7 +6,8 @@ copy, call tools and write the company's sentences on demand, while what to do w
 decisions the whole reply is given away, which is where copying is learned first; for the others only its beginning.
 Some are given away on a condition ("if status is open: …"), so that what a tool found is looked at. Between them it is asked
 to read things out: a value of a tool's result, the topic that the helpdesk filed the conversation under. So it learns to read
-customers and tools, and still not what to do about either. Before all that come drills of copying and of topics.
+customers and tools, and still not what to do about either. Before all that come drills: of copying, of topics, of names that customers
+dictate into a tool call.
 """
 
 from __future__ import annotations
@@ -132,5 +133,5 @@ def run(config) -> None:
             model.save_pretrained(out / "model")
             tokenizer.save_pretrained(out / "model")
         parameters = sum(p.numel() for p in model.parameters())
-        out.summary(f"{settings.drills} drills and {settings.conversations} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
+        out.summary(f"{copied + len(late)} drills and {settings.conversations} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
                     parameters=parameters, loss=curve[-1]["loss"])
