@@ -70,7 +70,22 @@ def _message(message: object, index: int) -> Message:
         content = ""
     if not isinstance(content, str):
         raise BadRecord(f"message {index} has no text in `content`")
-    return {**message, "role": ROLES[message["role"]], "content": content}
+    made = {**message, "role": ROLES[message["role"]], "content": content}
+    if (drafts := made.pop("drafts", None)) is not None:
+        made["drafts"] = [_draft(draft, index) for draft in (drafts if isinstance(drafts, list) else [drafts])]
+    return made
+
+
+def _draft(draft: object, index: int) -> dict:
+    if not isinstance(draft, dict) or draft.get("id") in (None, ""):
+        raise BadRecord(f"message {index} has a draft without `id`")
+    content = "" if draft.get("content") is None and draft.get("tool_calls") else draft.get("content")
+    if not isinstance(content, str):
+        raise BadRecord(f"message {index} has a draft without text in `content`")
+    return {**draft, "id": str(draft["id"]), "content": content}
+
+
+KINDS = ("rating", "thumb", "edit")          # of feedback, each with its value under a key of the same name
 
 
 @dataclass
@@ -89,19 +104,27 @@ class Feedback:
 
     @classmethod
     def from_record(cls, record: object) -> Feedback:
-        """Check one JSON object. Raises: BadRecord."""
+        """Check one JSON object. Raises: BadRecord; what somebody wrote where a number should be is not repeated."""
         for key in ("conversation_id", "kind"):
             if not isinstance(record, dict) or not record.get(key):
                 raise BadRecord(f"feedback lacks `{key}`")
-        feedback = cls(**{key: record[key] for key in cls.__dataclass_fields__ if key in record})
-        if feedback.kind == "rating" and feedback.rating not in (1, 2, 3, 4, 5):
-            raise BadRecord(f"rating {feedback.rating!r} is not on the scale 1 to 5")
+        if record["kind"] not in KINDS:
+            raise BadRecord(f"the kind of a feedback is none of {', '.join(KINDS)}")
+        others = [key for key in KINDS if key != record["kind"] and record.get(key) is not None]
+        if others:
+            raise BadRecord(f"feedback of kind {record['kind']} has a value under `{others[0]}` too: give each a record of its own")
+        feedback = cls(**{key: record[key] for key in cls.__dataclass_fields__ if record.get(key) is not None})
+        for key in ("conversation_id", "rater_id", "draft_id"):
+            if (value := getattr(feedback, key)) is not None:
+                setattr(feedback, key, str(value))
+        if feedback.message_index is not None and type(feedback.message_index) is not int:
+            raise BadRecord("`message_index` of a feedback is not a whole number")
+        if feedback.kind == "rating" and (isinstance(feedback.rating, bool) or feedback.rating not in (1, 2, 3, 4, 5)):
+            raise BadRecord(f"rating {feedback.rating if isinstance(feedback.rating, int | float) else 'in words'} is not on the scale 1 to 5")
         if feedback.kind == "thumb" and feedback.thumb not in ("up", "down"):
             raise BadRecord("a thumb is `up` or `down`")
         if feedback.kind == "edit" and not isinstance(feedback.edit, str):
             raise BadRecord("an edit lacks the better text in `edit`")
-        if feedback.kind not in ("rating", "thumb", "edit"):
-            raise BadRecord(f"feedback kind {feedback.kind!r} is none of rating, thumb, edit")
         return feedback
 
     def to_record(self) -> dict:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_prep.artifacts import StageError, require, stage_output
 from data_prep.conversation import Conversation, Feedback, chat_message, read_jsonl, write_json, write_jsonl
 from data_prep.planted import planted, rows_of
-from data_prep.ratings import CUSTOMER, Effects, edited, fit_effects, pairs, raters_report, stars_of, topic_of, unpaired
+from data_prep.ratings import CUSTOMER, Effects, astray, edited, fit_effects, pairs, raters_report, stars_of, topic_of, unpaired
 from data_prep.signoff import required
 from data_prep.targets import fit
 
@@ -148,6 +148,7 @@ def run(config) -> None:
         lengths = sorted(len(json.dumps(c.messages, ensure_ascii=False)) for c in conversations)
         report["characters"] = {q: lengths[min(len(lengths) - 1, int(len(lengths) * f))] for q, f in (("median", 0.5), ("p95", 0.95), ("max", 1.0))}
         report["targets"] = dict(changes)
+        report["feedback"] = {"of released conversations": sum(map(len, feedback.values())), "of no reply or draft that is there": sum(astray(c, prompts(c), feedback[c.id]) for c in conversations)}
         report["canaries"] = {"planted": len(canaries), "repeats": settings.canary_repeats}
         write_jsonl(out / "canaries.jsonl", canaries)
         write_jsonl(out / "dropped.jsonl", ({"id": i, "reason": reason} for i, reason in sorted(dropped.items())))

@@ -86,7 +86,7 @@ def topic_of(conversation: Conversation) -> str:
 
 def drafts_of(conversation: Conversation, index: int) -> dict[str, Message]:
     """The other replies beside a message, by id."""
-    return {d["id"]: {"role": "assistant", **chat_message(d)} for d in conversation.messages[index].get("drafts", [])}
+    return {d["id"]: {**chat_message(d), "role": "assistant"} for d in conversation.messages[index].get("drafts", [])}
 
 
 def cost(sent: str, edit: str) -> float:
@@ -94,9 +94,14 @@ def cost(sent: str, edit: str) -> float:
     return 1 - difflib.SequenceMatcher(None, sent.split(), edit.split(), autojunk=False).ratio()
 
 
-def edited(sent: Message, notes: Iterable[Feedback]) -> list[Message]:
-    """The better texts that raters wrote for the message that was sent, each with the message's own tool calls."""
-    return [{**sent, "content": note.edit} for note in notes if note.kind == "edit" and note.draft_id is None and note.edit.strip() and note.edit != sent["content"]]
+def edited(reply: Message, notes: Iterable[Feedback], draft: str | None = None) -> list[Message]:
+    """The better texts that raters wrote for a reply (draft None: the one sent), each with the reply's own tool calls."""
+    return [{**reply, "content": note.edit} for note in notes if note.kind == "edit" and note.draft_id == draft and note.edit.split() not in ([], reply["content"].split())]
+
+
+def spoken(reply: Message) -> tuple:
+    """What a reply says and calls: the same of a draft that was sent as it was."""
+    return reply["content"], [call["function"] for call in reply.get("tool_calls") or []]
 
 
 def pairs(conversation: Conversation, replies: Iterable[tuple[int, list[Message], Message]], feedback: list[Feedback], effects: Effects, min_gap: float) -> Iterator[dict]:
@@ -113,12 +118,13 @@ def pairs(conversation: Conversation, replies: Iterable[tuple[int, list[Message]
         rated = {draft: mine for draft in said if (mine := [n for n in notes[index] if n.kind == "rating" and n.draft_id == draft and n.rater_id != CUSTOMER])}
         stars = {draft: stars_of(mine, draft, effects) for draft, mine in rated.items()}
         for better, worse in itertools.permutations(stars, 2):
-            if (gap := stars[better] - stars[worse]) >= min_gap:
+            if (gap := stars[better] - stars[worse]) >= min_gap and spoken(said[better]) != spoken(said[worse]):
                 yield {**place, "chosen": [said[better]], "rejected": [said[worse]], "margin": round(gap, 3), "source": "ratings",
                        "drafts": [better, worse], "raters": [sorted({n.rater_id for n in rated[side]}) for side in (better, worse)]}
-        for better in edited(sent, notes[index]):
-            changed = cost(sent["content"], better["content"])
-            yield {**place, "chosen": [better], "rejected": [sent], "margin": round(EDIT_STARS * changed, 3), "cost": round(changed, 3), "source": "edit", "raters": [[], []]}
+        for draft, reply in said.items():
+            for better in edited(reply, notes[index], draft):
+                changed = cost(reply["content"], better["content"])
+                yield {**place, "chosen": [better], "rejected": [reply], "margin": round(EDIT_STARS * changed, 3), "cost": round(changed, 3), "source": "edit", "raters": [[], []]}
 
 
 def unpaired(conversation: Conversation, replies: Iterable[tuple[int, list[Message], Message]], feedback: list[Feedback], effects: Effects) -> Iterator[dict]:
@@ -142,6 +148,12 @@ def unpaired(conversation: Conversation, replies: Iterable[tuple[int, list[Messa
             value["offset"] = round(effects.offset(note, topic_of(conversation)), 3)
         yield {"conversation_id": conversation.id, "message_index": index, "locale": conversation.locale, "topic": topic_of(conversation), "prompt": prompt,
                "completion": [drafts.get(note.draft_id, message)], "rater": note.rater_id, "by": by, **value}
+
+
+def astray(conversation: Conversation, replies: Iterable[tuple[int, list[Message], Message]], feedback: list[Feedback]) -> int:
+    """How many notes are of a message that is no reply of this conversation, or of a draft that it has not: a wrong count of messages would show here."""
+    there = {index: {None, *drafts_of(conversation, index)} for index, _, _ in replies}
+    return sum(note.message_index is not None and note.draft_id not in there.get(note.message_index, ()) for note in feedback)
 
 
 def raters_report(ratings: list[Feedback], effects: Effects) -> dict[str, dict]:

@@ -18,7 +18,8 @@ def test_customer_and_agent_are_accepted_as_roles():
 @pytest.mark.parametrize(("record", "says"), [
     ([], "JSON object"), ({"messages": [{"role": "user", "content": "x"}]}, "`id`"), ({"id": "a"}, "`messages`"),
     ({"id": "a", "messages": "no"}, "not a list"), ({"id": "a", "messages": [{"role": "boss", "content": "x"}]}, "message 0 has no role"),
-    ({"id": "a", "messages": [{"role": "user"}]}, "message 0 has no text")])
+    ({"id": "a", "messages": [{"role": "user"}]}, "message 0 has no text"), ({"id": "a", "messages": [{"role": "agent", "content": "x", "drafts": [{"content": "y"}]}]}, "draft without `id`"),
+    ({"id": "a", "messages": [{"role": "agent", "content": "x", "drafts": {"id": 1}}]}, "draft without text")])
 def test_a_bad_conversation_says_what_is_wrong(record, says):
     with pytest.raises(BadRecord, match=says):
         Conversation.from_record(record)
@@ -27,7 +28,8 @@ def test_a_bad_conversation_says_what_is_wrong(record, says):
 @pytest.mark.parametrize(("record", "says"), [
     ({"kind": "rating", "rating": 3}, "conversation_id"), ({"conversation_id": "c", "rating": 3}, "lacks `kind`"), ({"conversation_id": "c", "kind": "rating", "rating": 7}, "scale 1 to 5"),
     ({"conversation_id": "c", "kind": "thumb", "thumb": "sideways"}, "up"), ({"conversation_id": "c", "kind": "edit"}, "better text"),
-    ({"conversation_id": "c", "kind": "stars"}, "none of")])
+    ({"conversation_id": "c", "kind": "stars"}, "none of"), ({"conversation_id": "c", "kind": "rating", "rating": 4, "edit": "x"}, "under `edit` too"),
+    ({"conversation_id": "c", "kind": "thumb", "thumb": "up", "message_index": "2"}, "whole number"), ({"conversation_id": "c", "kind": "rating", "rating": True}, "scale")])
 def test_bad_feedback_says_what_is_wrong(record, says):
     with pytest.raises(BadRecord, match=says):
         Feedback.from_record(record)
@@ -39,6 +41,16 @@ def test_an_error_never_holds_the_customers_text():
         with pytest.raises(BadRecord) as error:
             Conversation.from_record(record)
         assert "4111" not in str(error.value)
+    for note in ({"kind": secret}, {"kind": "rating", "rating": secret}, {"kind": "rating", "rating": 3, "edit": secret}, {"kind": "thumb", "thumb": secret}):
+        with pytest.raises(BadRecord) as error:
+            Feedback.from_record({"conversation_id": "c", **note})
+        assert "4111" not in str(error.value)
+
+
+def test_no_drafts_and_no_values_are_none():
+    assert "drafts" not in Conversation.from_record({"id": "a", "messages": [{"role": "agent", "content": "x", "drafts": None}]}).messages[0]
+    note = Feedback.from_record({"conversation_id": 5, "kind": "rating", "rating": 4, "edit": None, "rater_id": 7, "draft_id": 1})
+    assert (note.conversation_id, note.rater_id, note.draft_id, note.edit) == ("5", "7", "1", None)
 
 
 message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text("ab", max_size=6)})

@@ -16,7 +16,7 @@ from data_prep.company.generate import archive as archive_of
 from data_prep.company.pack import load_pack
 from data_prep.conversation import Conversation, Feedback
 from data_prep.prepare import prompts
-from data_prep.ratings import Effects, cost, edited, fit_effects, pairs, raters_report, shrunk, unpaired
+from data_prep.ratings import Effects, astray, cost, drafts_of, edited, fit_effects, pairs, raters_report, shrunk, unpaired
 from data_prep.statistics import drawn_groups
 
 NOBODY = Effects({}, {})
@@ -151,3 +151,25 @@ def test_of_replies_rated_by_different_people_the_better_one_is_found_more_often
     corrected, plain = right.mean(0)
     print(f"of {len(right)} pairs {corrected:.3f} right corrected, {plain:.3f} as given: {corrected - plain:+.3f} [{low:+.3f}, {high:+.3f}]")
     assert low > 0
+
+
+def test_a_draft_that_was_sent_as_it_is_makes_no_pair_with_itself():
+    alike = talk([MESSAGES[0], {"role": "assistant", "content": "good", "drafts": [{"id": "d1", "content": "good", "role": "agent"}]}])
+    assert not pairs_of([rating(5), rating(2, draft="d1")], conversation=alike)
+    assert not pairs_of([Feedback("a", "edit", "r", 1, edit=" good ")], conversation=alike), "no word was changed"
+
+
+def test_an_edit_of_a_draft_is_a_pair_with_that_draft():
+    made = pairs_of([Feedback("a", "edit", "r", 1, "d1", edit="not bad")])
+    assert [(m["chosen"][0], m["rejected"][0]["content"], m["source"]) for m in made] == [({"role": "assistant", "content": "not bad"}, "bad", "edit")]
+
+
+def test_a_draft_is_the_assistants_whatever_the_source_calls_its_author():
+    conversation = talk([MESSAGES[0], {"role": "agent", "content": "good", "drafts": [{"id": 1, "role": "agent", "content": "bad"}]}])
+    assert drafts_of(conversation, 1) == {"1": {"role": "assistant", "content": "bad"}}
+
+
+def test_notes_of_no_reply_are_counted():
+    conversation = talk()
+    notes = [rating(3), rating(3, draft="d1"), rating(3, index=0), rating(3, index=7), rating(3, draft="d9"), Feedback("a", "thumb", "customer", thumb="up")]
+    assert astray(conversation, prompts(conversation), notes) == 3
