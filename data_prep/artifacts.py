@@ -34,6 +34,7 @@ from data_prep.conversation import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conf", "data_prep", "training", "eval", "serve")
+ON_A_BASE = ("sft", "reward", "dpo", "kto", "ppo", "rloo")         # stages whose adapters belong to the base they were trained on
 
 
 class StageError(RuntimeError):
@@ -50,11 +51,25 @@ def read_manifest(folder: str | Path) -> dict | None:
 
 
 def require(config, stage: str, asked_by: str) -> Path:
-    """The folder of a finished stage. Raises: StageError naming the stage to run."""
+    """The folder of a finished stage. Raises: StageError naming the stage to run where there is none, or where it was trained on another base than this run's:
+    of the same shape that would load, and mean nothing."""
     folder = stage_dir(config, stage)
-    if read_manifest(folder) is None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise StageError(f"{asked_by} needs the output of {stage}, and {folder} has none: run 'stages=[{stage}]' first")
+    if _has_another_base(config, stage, manifest):
+        raise StageError(f"{folder} was trained on another base model than this run has now: run 'stages=[{stage}]' again, then {asked_by}")
     return folder
+
+
+def _has_another_base(config, stage: str, manifest: dict) -> bool:
+    if stage not in ON_A_BASE:
+        return False
+    if config.model.from_scratch:
+        made, base = manifest["made_from"].get("inputs", {}).get("pretrain"), read_manifest(stage_dir(config, "pretrain"))
+        return None not in (made, base) and made != outputs_hash(base)
+    recorded = Path(config.run_dir) / "config" / f"{stage}.yaml"
+    return recorded.is_file() and any(OmegaConf.load(recorded).model[key] != config.model[key] for key in ("name", "revision"))
 
 
 def recorded_config(run_dir: str | Path, stage: str, overrides: list[str] = ()) -> DictConfig:

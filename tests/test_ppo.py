@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import subprocess
@@ -401,10 +402,35 @@ def test_a_policy_that_leaves_the_budget_is_put_back(run):
     curve = curve_of(config)
     assert "kl_budget" in curve[-1]["stopped"]
     assert len(curve) < 4
-    assert read_manifest(stage_dir(config, "ppo"))["facts"]["stopped"]
-    saved = OneBase(config, load_tokenizer(config))
-    saved.add("policy", stage_dir(config, "ppo") / "adapter")
-    assert curve[-2]["kl"] <= 0.02, "what is kept was measured within the budget"
+    facts = read_manifest(stage_dir(config, "ppo"))["facts"]
+    assert facts["stopped"]
+    assert facts["kl"] == curve[-2]["kl"] <= 0.02, "what is reported is what is kept, which was measured within the budget"
+
+
+@pytest.mark.slow
+def test_what_is_put_back_is_averaged_too(run, monkeypatch):
+    weights = {}
+    for share in (1.0, 0.5):
+        config, plain, calls = run.copy(), ppo.measured, []
+        config.ppo.average, config.fingerprint = share, {"seed": 10 * share}
+        monkeypatch.setattr(ppo, "measured", lambda *args, plain=plain, calls=calls: plain(*args) | ({"kl": math.inf} if calls.append(0) or len(calls) == 3 else {}))
+        ppo.run(config)
+        monkeypatch.setattr(ppo, "measured", plain)
+        weights[share] = weights_of(config)
+    start = weights_of(run, "sft")
+    assert all(torch.allclose(weights[0.5][name], (start[name] + weights[1.0][name]) / 2, atol=1e-6) for name in start)
+
+
+def test_a_start_beyond_the_budget_and_processes_with_unlike_shares_are_refused(tmp_path, monkeypatch):
+    config = toy_run(tmp_path, "ppo.steps=1", "ppo.episodes=2", "ppo.max_replies=1")
+    plain = ppo.measured
+    monkeypatch.setattr(ppo, "measured", lambda *args: plain(*args) | {"kl": 4.0})
+    with pytest.raises(StageError, match=r"begins 4.00 nats a reply from sft, .*ppo.start=sft"):
+        ppo.run(config)
+    assert not stage_dir(config, "ppo").exists()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(StageError, match=r"ppo.episodes=2 are not as many for each of 3 processes"):
+        ppo.run(config)
 
 
 @pytest.mark.slow

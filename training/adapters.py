@@ -87,6 +87,15 @@ class OneBase:
         own = [parameter for key, parameter in self.model.named_parameters() if f".{name}." in key]
         return own + (list(self.heads[name].parameters()) if name in self.heads else [])
 
+    def weights(self, name: str) -> list[torch.Tensor]:
+        """A copy of an adapter's weights as they are now."""
+        return [parameter.detach().clone() for parameter in self.parameters(name)]
+
+    @torch.no_grad()
+    def put(self, name: str, weights: list[torch.Tensor]) -> None:
+        for parameter, weight in zip(self.parameters(name), weights, strict=True):
+            parameter.copy_(weight)
+
     def save(self, name: str, folder: Path) -> None:
         """Write an adapter as PEFT does (readable by PEFT and vLLM), and its head beside it."""
         weights = {key.replace(f".{name}.", "."): parameter.detach().cpu().contiguous() for key, parameter in self.model.named_parameters() if f".{name}." in key}

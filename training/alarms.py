@@ -9,7 +9,8 @@ import torch
 
 from training.group import Group
 
-WINDOW = 8          # steps over which a trend counts
+WINDOW = 8          # steps over which a trend counts at most; half of those there are, where they are fewer
+LEAST = 4           # of fewer it says nothing
 
 
 def measured(samples: list, watch: Callable, group: Group) -> dict:
@@ -42,8 +43,9 @@ def alarms(curve: list[dict], seen: set[str]) -> list[str]:
         raise_once("clipped", last["clipped"] > 0.3, f"the clip cuts {last['clipped']:.0%} of tokens", "updates are too large", "ppo.learning_rate lower, or ppo.epochs=1")
         raise_once("entropy", last["entropy"] < 0.3 * first.get("entropy", 0), f"entropy has fallen from {first.get('entropy', 0):.2f} to {last['entropy']:.2f} nats",
                    "the policy is about to say one thing only", "ppo.beta higher, fewer steps")
-    if len(curve) >= 2 * WINDOW:
-        gain, other = (mean(e[key] for e in curve[-WINDOW:]) - mean(e[key] for e in curve[-2 * WINDOW:-WINDOW]) for key in ("reward", "held_out"))
-        raise_once("parted", gain > 0.02 and other < -0.02, f"the reward rose by {gain:.2f} over {WINDOW} steps while the held-out reward model fell by {-other:.2f}",
+    window = min(WINDOW, len(curve) // 2)
+    if window >= LEAST:
+        gain, other = (mean(e[key] for e in curve[-window:]) - mean(e[key] for e in curve[-2 * window:-window]) for key in ("reward", "held_out"))
+        raise_once("parted", gain > 0.02 and other < -0.02, f"the reward rose by {gain:.2f} over {window} steps while the held-out reward model fell by {-other:.2f}",
                    "the policy exploits the ensemble", "stop about here (ppo.steps), ppo.kl_target lower, or reward.spread_penalty higher")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch.distributed
 
 from data_prep.artifacts import process_count, process_rank
 
+PATIENCE = datetime.timedelta(hours=6)         # what one process makes for all (`same`) may take longer than the ten minutes that are NCCL's
+
 
 class Group:
     """The processes that train together; one alone is a group too."""
@@ -18,7 +21,7 @@ class Group:
     def __init__(self):
         self.size, self.rank = process_count(), process_rank()
         if self.size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all processes."""

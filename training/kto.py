@@ -48,6 +48,9 @@ def run(config) -> None:
         else:
             rows.append({"prompt": [plain(m) for m in cut[:-1]], "completion": [plain(cut[-1])], "label": label, "tokens": tokens})
     good = sum(row["label"] for row in rows)
+    if good in (0, len(rows)):
+        raise StageError(f"of {len(rows)} judgements that are left ({dropped} too long for model.max_tokens={config.model.max_tokens}) none is {'bad' if good else 'good'}: KTO needs both; "
+                         "set kto.max_rows or model.max_tokens higher")
     with stage_output(config, "kto") as out:
         arguments = trainer_arguments(config, "kto", Path(out), KTOConfig, max_length=None, train_sampling_strategy="sequential",
                                       desirable_weight=max(1.0, len(rows) / max(1, good) - 1), undesirable_weight=max(1.0, good / max(1, len(rows) - good)))

@@ -30,7 +30,7 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from data_prep.artifacts import StageError, require, stage_dir, stage_output
+from data_prep.artifacts import StageError, process_count, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
 from training.adapters import OneBase
@@ -195,6 +195,8 @@ def run(config) -> None:
         raise StageError(f"ppo.start={settings.start} must be sft or dpo, and ppo.again={settings.again} a share from 0 to less than 1, so that new customers come at every step")
     if not 0 < settings.average <= 1:
         raise StageError(f"ppo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
+    if settings.episodes % process_count():
+        raise StageError(f"ppo.episodes={settings.episodes} are not as many for each of {process_count()} processes: set a multiple of {process_count()}")
     if settings.drafts > 1 and settings.turn_discount:
         raise StageError(f"ppo.turn_discount={settings.turn_discount} with ppo.drafts={settings.drafts}: nothing follows a draft that was not said; set one of them to 0 and 1")
     gate = json.loads((source / "gate.json").read_text())
@@ -213,12 +215,13 @@ def run(config) -> None:
             if "value" in model.heads:
                 model.save("value", out / "value")
             write_json(out / "curve.json", curve)
-            first, last = curve[0], curve[-1]
-            facts = {"steps": len(curve) - 1, "kl": last["kl"], "kl_budget": config.ppo.kl_budget, "stopped": last.get("stopped"),
+            stopped, within = curve[-1].get("stopped"), [entry for entry in curve if "stopped" not in entry]
+            first, last = within[0], within[-1]          # of what is saved, not of what was given up
+            facts = {"steps": len(curve) - 1, "kl": last["kl"], "kl_budget": config.ppo.kl_budget, "stopped": stopped,
                      **{f"{name}_{when}": entry[name] for name in ("reward", "held_out") for when, entry in (("first", first), ("last", last))}}
             write_json(out / "metrics.json", facts)
             out.summary(f"{len(curve) - 1} steps of {config.ppo.episodes} conversations → reward {first['reward']:.2f} to {last['reward']:.2f}, held-out reward "
-                        f"{first['held_out']:.2f} to {last['held_out']:.2f}, {last['kl']:.2f} nats a reply from sft at temperature {config.ppo.temperature}" + (f"; stopped: {last['stopped']}" if "stopped" in last else ""), **facts)
+                        f"{first['held_out']:.2f} to {last['held_out']:.2f}, {last['kl']:.2f} nats a reply from sft at temperature {config.ppo.temperature}" + (f"; stopped: {stopped}" if stopped else ""), **facts)
 
 
 def load_players(config, tokenizer) -> OneBase:
@@ -246,14 +249,14 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     good = well_rated(config) if settings.language else []
     optimizer = torch.optim.AdamW([{"params": model.parameters("policy"), "lr": settings.learning_rate}, {"params": model.parameters("value"), "lr": settings.value_learning_rate}],
                                   betas=(0.9, 0.95), weight_decay=0.0)
-    checkpoint, start = last_checkpoint(out / "checkpoints", "state.json"), snapshot(model)
+    checkpoint, start = last_checkpoint(out / "checkpoints", "state.json"), model.weights("policy")
     curve, beta, seen, again, last_within = resume(model, optimizer, Path(checkpoint)) if checkpoint else ([], settings.beta, set(), [], start)
     if group.rank == 0 and not curve:
         track(config, "ppo")
     for step in tqdm(range(len(curve), settings.steps + 1), desc="ppo", unit="step", initial=len(curve), total=settings.steps + 1, disable=group.rank > 0):
         if step == settings.steps:           # the last round only measures where the policy has come to
             again = []
-            restore(model, "policy", [torch.lerp(begun, own, settings.average) for begun, own in zip(start, snapshot(model), strict=True)])
+            model.put("policy", averaged(start, model.weights("policy"), settings.average))
         rng = random.Random(f"{config.seed}-{step}")
         every = [*range(step * settings.episodes, (step + 1) * settings.episodes - len(again)), *again]
         rng.shuffle(every)          # so that every minibatch holds new customers and others
@@ -266,10 +269,13 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         samples = appraise(model, episodes, reward, beta, settings, group)
         entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
-            restore(model, "policy", last_within)
-            curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: the policy is the last one within it"})
+            if not curve:
+                raise StageError(f"PPO begins {entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}: set ppo.start=sft, or a larger budget")
+            model.put("policy", averaged(start, last_within, settings.average))
+            curve.append({**entry, "stopped": f"{entry['kl']:.2f} nats a reply from sft, more than ppo.kl_budget={settings.kl_budget}. What goes out is of the last policy within it. "
+                                              "Likely cause: updates are too large. Next: ppo.learning_rate lower, or ppo.beta higher"})
             break
-        last_within = snapshot(model)
+        last_within = model.weights("policy")
         again = most_surprising(numbers, samples, every, int(settings.again * settings.episodes), group)
         if step < settings.steps:
             for group_of, rate in zip(optimizer.param_groups, (settings.learning_rate, settings.value_learning_rate), strict=True):
@@ -286,14 +292,8 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
     return curve
 
 
-def snapshot(model: OneBase) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters("policy")]
-
-
-@torch.no_grad()
-def restore(model: OneBase, name: str, weights: list[torch.Tensor]) -> None:
-    for parameter, weight in zip(model.parameters(name), weights, strict=True):
-        parameter.copy_(weight)
+def averaged(start: list[torch.Tensor], end: list[torch.Tensor], share: float) -> list[torch.Tensor]:
+    return [torch.lerp(begun, own, share) for begun, own in zip(start, end, strict=True)]
 
 
 def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tensor], state: dict, folder: Path) -> None:
@@ -309,7 +309,7 @@ def save(model: OneBase, optimizer: torch.optim.Optimizer, good: list[torch.Tens
 
 def resume(model: OneBase, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[list[dict], float, set[str], list[int], list[torch.Tensor]]:
     saved, state = torch.load(folder / "weights.pt", map_location=model.device, weights_only=True), json.loads((folder / "state.json").read_text())
-    restore(model, "policy", saved["policy"])
-    restore(model, "value", saved["value"])
+    model.put("policy", saved["policy"])
+    model.put("value", saved["value"])
     optimizer.load_state_dict(saved["optimizer"])
     return state["curve"], state["beta"], set(state["seen"]), state["again"], saved["good"]

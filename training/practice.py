@@ -63,14 +63,27 @@ def renamed(messages: list[dict], words: list[str], rng: random.Random) -> list[
 
     Else the base would write some address that it has often met, instead of the one it was told.
     """
-    text = json.dumps(messages, ensure_ascii=False)
+    text, others = json.dumps(messages, ensure_ascii=False), {}
     for value in argument_values(messages).values():
-        if not isinstance(value, str) or not is_identifier(value) or len(re.findall(re.escape(value), text, re.IGNORECASE)) < 2:
-            continue
-        for word in dict.fromkeys(_word.findall(value)):
-            other = invented(words, rng)
-            text = re.sub(rf"\b{word}\b", lambda m, other=other: other.lower() if m.group().islower() else other, text, flags=re.IGNORECASE)
-    return json.loads(text)
+        if isinstance(value, str) and is_identifier(value) and len(re.findall(re.escape(value), text, re.IGNORECASE)) > 1:
+            others |= {word.lower(): invented(words, rng) for word in dict.fromkeys(_word.findall(value))}
+    if not others:
+        return messages
+
+    def other(match: re.Match) -> str:
+        word = others[match.group().lower()]
+        return word.lower() if match.group().islower() else word
+
+    known = re.compile(rf"\b(?:{'|'.join(others)})\b", re.IGNORECASE)
+
+    def changed(call: dict) -> dict:
+        said = _json(call["function"]["arguments"])
+        if not isinstance(said, dict):
+            return call
+        arguments = {key: known.sub(other, value) if isinstance(value, str) else value for key, value in said.items()}
+        return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+
+    return [{**message, "content": known.sub(other, message["content"]), **({"tool_calls": [changed(call) for call in message["tool_calls"]]} if message.get("tool_calls") else {})} for message in messages]
 
 
 def is_identifier(value: str) -> bool:

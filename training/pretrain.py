@@ -133,5 +133,5 @@ def run(config) -> None:
             model.save_pretrained(out / "model")
             tokenizer.save_pretrained(out / "model")
         parameters = sum(p.numel() for p in model.parameters())
-        out.summary(f"{copied + len(late)} drills and {settings.conversations} practice conversations → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
+        out.summary(f"{copied + len(late)} drills and {len(examples)} practice conversations ({settings.conversations - len(examples)} more too long) → a base of {parameters / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}, loss {curve[-1]['loss']:.3f}",
                     parameters=parameters, loss=curve[-1]["loss"])

@@ -31,7 +31,7 @@ from training.ensemble import adapter_name, load_rewards
 from training.judgements import STARS, Judged, check, deal, read, spoil
 from training.lora import adding
 from training.models import load_base, load_sft, load_tokenizer, train, trainer_arguments
-from training.reward_gate import MOST, judge, often
+from training.reward_gate import MOST, judge, often, tolerance
 from training.trees import collate
 from training.workers import at_once, side_by_side
 
@@ -42,6 +42,9 @@ PROBES = 8          # conversations that a saved model must score as the trained
 
 def run(config) -> None:
     tokenizer, settings = load_tokenizer(config), config.reward
+    strange = sorted(set(settings.sources) - {"pairs", "ratings"})
+    if strange or not settings.sources or not 0 <= settings.contested < 1:
+        raise StageError(f"reward.sources={list(settings.sources)} must be pairs, ratings or both, and reward.contested={settings.contested} a share from 0 to less than 1")
     judged, dropped = read(config, tokenizer, "train")
     check(judged)
     others, *rest = deal(judged, settings.members + 1)
@@ -172,6 +175,7 @@ def learn(config, judged: list[Judged], folder: Path, seed: int, base: torch.nn.
     curve = train(trainer, folder)
     model.network.save_pretrained(folder)
     save_file({key: value.cpu() for key, value in model.head.state_dict().items()}, folder / HEAD)
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)         # else it would score under autocast, as it learned
     with torch.no_grad():
         probe = trainer._prepare_inputs(batch(judged[:PROBES], tokenizer.pad_token_id))
         write_json(folder / "probe.json", model.eval()(probe["tokens"], probe["ends"], probe["said"])[0].tolist())
@@ -185,7 +189,7 @@ def check_reload(model: OneBase, out: Path, names: list[str], parts: list[list[J
         probes = part[:PROBES]
         scores = torch.cat(model.scores(adapter_name(name), [one.tree for one in probes], [one.replies() for one in probes]))
         apart = (scores - torch.tensor(json.loads((out / name / "probe.json").read_text()))).abs().max()
-        if apart > 1e-3 * max(1.0, float(scores.abs().max())):
+        if apart > tolerance(model) * max(1.0, float(scores.abs().max())):
             raise StageError(f"{out / name} scores differently after loading (by {apart:.4f}): was its head saved?")
 
 

@@ -87,7 +87,8 @@ class Vllm:
     """Sampling by a running vLLM, `vllm serve <base> --enable-lora` with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1: after each update the adapter is loaded anew.
 
     `folder` must be where the server reads the same files. An adapter of an earlier step answers as readily as the newest (nobody noticed
-    for two months in verl#7495), so each comes under a name of its own, and the log-probs of what it drew are kept for `appraise` to compare.
+    for two months in verl#7495), so each comes under a name of its own, and the log-probs of what it drew are kept for `appraise` to compare. No seed is sent:
+    one for a request would draw the same random numbers for each of its prompts.
     """
 
     def __init__(self, url: str, model: OneBase, adapter: str, folder: Path, max_new_tokens: int, temperature: float = 1.0):
@@ -105,7 +106,7 @@ class Vllm:
 
     def __call__(self, prompts: list[list[int]], seed: int, each: int = 1) -> list[Turn]:
         end = self.model.tokenizer.eos_token_id
-        made = self._post("completions", {"model": self.name, "prompt": prompts, "max_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": seed % 2**31, "n": each,
+        made = self._post("completions", {"model": self.name, "prompt": prompts, "max_tokens": self.max_new_tokens, "temperature": self.temperature, "n": each,
                                           "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False}).json()
         turns = []
         for prompt, choice in zip(repeated(prompts, each), sorted(made["choices"], key=lambda c: c["index"]), strict=True):
@@ -187,9 +188,11 @@ def well_rated(config) -> list[dict]:
 
 def some_of(rows: list[dict], size: int, tokenizer, max_tokens: int, rng: random.Random) -> Iterator[Written]:
     """So many rows at a time, at random without end, as trees of one reply each and the places of its tokens."""
-    while rows:
+    misses = 0
+    while rows and misses < 100:         # else none of them fits, and it would look for ever
         made = [leaf(tokenizer, row["prompt"], row["completion"][0], max_tokens) for row in rng.sample(rows, min(size, len(rows)))]
         trees = [(grow([ids]), length) for ids, length in filter(None, made)]
+        misses = 0 if trees else misses + 1
         if trees:
             yield [tree for tree, _ in trees], [[tree.leaves[0][-length:]] for tree, length in trees]
 
