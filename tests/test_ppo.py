@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from data_prep.artifacts import StageError, read_manifest, stage_dir, stage_output
+from conf.load import load_config
+from data_prep.artifacts import StageError, outputs_hash, read_manifest, stage_dir, stage_output
 from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, write_json
 from data_prep.hermes import parse_reply
@@ -485,6 +488,23 @@ def test_a_reward_model_of_another_base_is_refused(tmp_path):
         model.add("reward_0", changed)
 
 
+def test_what_was_trained_on_another_base_of_the_same_shape_is_refused(tmp_path):
+    """Where the base was trained anew and the reward models were not: they would load, and say nothing."""
+    config = toy_run(tmp_path)
+    manifest = stage_dir(config, "reward") / "manifest.json"
+    made, base = json.loads(manifest.read_text()), read_manifest(stage_dir(config, "pretrain"))
+    for inputs, refused in (({"pretrain": outputs_hash(base)}, False), ({"pretrain": "another"}, True)):
+        write_json(manifest, made | {"made_from": {"inputs": inputs}})
+        with pytest.raises(StageError, match=r"reward was trained on another base model .*stages=\[reward\]") if refused else contextlib.nullcontext():
+            load_players(config, load_tokenizer(config))
+    config.model.from_scratch, config.model.name = False, str(stage_dir(config, "pretrain") / "model")
+    for name, refused in ((config.model.name, False), ("some/other-8b", True)):
+        (Path(config.run_dir) / "config").mkdir(exist_ok=True)
+        OmegaConf.save({"model": {"name": name, "revision": None}}, Path(config.run_dir) / "config/reward.yaml")
+        with pytest.raises(StageError, match="another base model") if refused else contextlib.nullcontext():
+            load_players(config, load_tokenizer(config))
+
+
 def test_without_a_world_it_learns_on_the_archives_prompts(tmp_path):
     config = toy_run(tmp_path, "company=null", "ppo.steps=1", "ppo.episodes=4")
     ppo.run(config)
@@ -516,9 +536,12 @@ def test_each_alarm_is_raised_once_with_cause_and_next_step(name, changes):
     assert not alarms([calm, {**calm, "step": 3, **changes}], seen)
 
 
-def test_a_reward_that_rises_without_the_held_out_one_is_said():
-    curve = [{"step": k, "reply_tokens": 9, "cut_off": 0.0, "replies": 4.0, "reward": k / 10, "held_out": -k / 10} for k in range(20)]
+@pytest.mark.parametrize("steps", [20, load_config([]).ppo.steps])
+def test_a_reward_that_rises_without_the_held_out_one_is_said(steps):
+    """In a run of the default length too."""
+    curve = [{"step": k, "reply_tokens": 9, "cut_off": 0.0, "replies": 4.0, "reward": k / 10, "held_out": -k / 10} for k in range(steps)]
     assert "exploits the ensemble" in alarms(curve, set())[0]
+    assert not alarms(curve[:7], set()), "of so few steps nothing is said"
 
 
 TWO = """

@@ -176,6 +176,10 @@ def test_kto_needs_both_kinds_and_learns_from_them(run):
     config.kto.bad, config.fingerprint = 0.0, {"seed": 9}
     with pytest.raises(StageError, match="none is bad: KTO needs both"):
         kto.run(config)
+    config = run.copy()
+    config.model.max_tokens, config.fingerprint = 3, {"seed": 10}
+    with pytest.raises(StageError, match=r"of 0 judgements that are left \(\d+ too long"):
+        kto.run(config)
 
 
 def test_sft_on_what_was_rated_well_takes_nothing_unrated():

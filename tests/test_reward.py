@@ -260,7 +260,17 @@ def test_what_cannot_teach_is_said():
         check([Judged(grow([[1]]), [1])])
     with pytest.raises(StageError, match="all ratings are 4"):
         check([Judged(grow([[1]]), [1], ratings=[(0, 4, 0.0)])])
-    check([Judged(grow([[1], [2]]), [1, 1], ratings=[(0, 4, 0.0), (1, 2, 0.0)])])
+    both = Judged(grow([[1], [2]]), [1, 1], ratings=[(0, 4, 0.0), (1, 2, 0.0)])
+    with pytest.raises(StageError, match="of one conversation: two at least"):
+        check([both])
+    check([both, both])
+
+
+@pytest.mark.parametrize(("change", "says"), [({"sources": ["pairs", "rating"]}, "must be pairs, ratings or both"), ({"sources": []}, "must be pairs"), ({"contested": 1.0}, "less than 1")])
+def test_a_source_that_there_is_not_is_said(run, change, says):
+    config = OmegaConf.merge(run, {"reward": change})
+    with pytest.raises(StageError, match=says):
+        reward.run(config)
 
 
 def test_parts_share_no_conversation_and_are_always_the_same():

@@ -73,6 +73,16 @@ def test_a_name_is_dictated_by_the_messages_that_hold_it_and_no_others():
     assert street.lower() in renamed_one[1]["content"]
 
 
+def test_only_what_is_said_is_renamed_not_what_it_is_filed_under():
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call("find", {"content": "user content 47"})]}
+    made = renamed([{"role": "user", "content": "i am User content 47"}, call], ["window", "carpet", "lantern"], random.Random(0))
+    assert [set(message) for message in made] == [{"role", "content"}, set(call)]
+    assert [message["role"] for message in made] == ["user", "assistant"]
+    assert argument_values(made).keys() == {"content"}
+    assert made[0]["content"].lower() == f"i am {argument_values(made)['content']}".lower()
+    assert "user" not in made[0]["content"].lower()
+
+
 def test_a_word_after_a_space_begins_as_the_same_word_after_a_quote_and_the_space(tokenizer):
     embedding = torch.nn.Embedding(len(tokenizer), 8)
     before = embedding.weight.detach().clone()

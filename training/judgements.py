@@ -234,11 +234,11 @@ def check(judged: list[Judged]) -> None:
     """Raises: StageError where nothing can be learned, with what to collect."""
     if not any(j.pairs or j.ratings for j in judged):
         raise StageError("there is neither a preference pair nor an agent's rating: collect ratings of replies (1 to 5), or edits, or ratings of two drafts for one prompt (see the README, Your own data)")
-    if len(judged) < 2:
-        raise StageError("all judgements are of one conversation: two at least are needed, one of them for the model that watches; collect ratings of more")
     stars = {stars for j in judged for _, stars, _ in j.ratings}
     if not any(j.pairs for j in judged) and len(stars) < 2:
         raise StageError(f"all ratings are {stars.pop()}: nothing tells good replies from bad ones; collect ratings that differ, or edits")
+    if len(judged) < 2:
+        raise StageError("all judgements are of one conversation: two at least are needed, one of them for the model that watches; collect ratings of more")
 
 
 def deal(judged: list[Judged], parts: int) -> list[list[Judged]]:
