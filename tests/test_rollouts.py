@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conf.load import load_config
 from data_prep.artifacts import StageError, stage_dir
 from serve.engine import Sampling
 from serve.engine.embedded import Embedded
@@ -60,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         model, name, end = self.server.model, self.server.speaker(body["model"]), self.server.tokenizer.eos_token_id
         found = []
         self.server.wanted.add(body["n"])
-        for number, turn in enumerate(Local(model, name, body["max_tokens"], body["temperature"])(body["prompt"], body["seed"], body["n"])):
+        for number, turn in enumerate(Local(model, name, body["max_tokens"], body["temperature"])(body["prompt"], len(self.server.asked), body["n"])):
             tree = grow([turn.prompt + turn.reply])
             with torch.no_grad(), model.using(name):
                 log_probs, _ = model.log_probs([tree], [[tree.leaves[0][-len(turn.reply):]]])
@@ -97,7 +98,10 @@ def test_a_vllm_that_loads_each_adapter_does_what_transformers_do(run, temperatu
 
 
 @pytest.mark.slow
-def test_a_vllm_that_speaks_with_an_old_adapter_stops_the_run(run):
+@pytest.mark.parametrize("learning_rate", [3e-2, load_config([]).ppo.learning_rate])
+def test_a_vllm_that_speaks_with_an_old_adapter_stops_the_run(run, learning_rate):
+    """At the default rate too, where a step moves the policy by less than the disagreement that is allowed."""
+    run.ppo.learning_rate = learning_rate
     server = serving(Server(run, stale=True))
     run.ppo.vllm = f"http://127.0.0.1:{server.server_port}"
     with pytest.raises(StageError, match="it speaks with an old adapter"):

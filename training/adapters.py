@@ -96,6 +96,16 @@ class OneBase:
         for parameter, weight in zip(self.parameters(name), weights, strict=True):
             parameter.copy_(weight)
 
+    @contextlib.contextmanager
+    def having(self, name: str, weights: list[torch.Tensor]) -> Iterator[None]:
+        """An adapter with other weights, until the block ends."""
+        own = self.weights(name)
+        self.put(name, weights)
+        try:
+            yield
+        finally:
+            self.put(name, own)
+
     def save(self, name: str, folder: Path) -> None:
         """Write an adapter as PEFT does (readable by PEFT and vLLM), and its head beside it."""
         weights = {key.replace(f".{name}.", "."): parameter.detach().cpu().contiguous() for key, parameter in self.model.named_parameters() if f".{name}." in key}

@@ -97,8 +97,8 @@ def adapted(beta: float, kl: float, target: float) -> float:
 Reward = Callable[[list[Episode], list[Tree], list[list[list[int]]]], torch.Tensor]      # of each reply, flat
 
 
-def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group) -> list[Sample]:
-    """Score what was said and turn it into samples with advantages."""
+def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: float, settings, group: Group, before: list[torch.Tensor] | None = None) -> list[Sample]:
+    """Score what was said and turn it into samples with advantages; `before` are the policy's weights of the step before, for who drew elsewhere."""
     packed = [episode.tree() for episode in episodes]
     trees, replies = [tree for tree, _ in packed], [mine for _, mine in packed]
     scores = reward(episodes, trees, replies)
@@ -110,7 +110,9 @@ def appraise(model: OneBase, episodes: list[Episode], reward: Reward, beta: floa
 
     old, ref = log_probs("policy"), log_probs("ref")
     if any(turn.drawn for episode in episodes for turn in episode.turns):
-        check_sampler(episodes, log_probs("policy", 1.0), settings.max_disagreement)         # as vLLM gives them by default (raw), whatever it draws at
+        now = log_probs("policy", 1.0)         # as vLLM gives them by default (raw), whatever it draws at
+        with model.having("policy", before or model.weights("policy")):
+            check_sampler(episodes, now, log_probs("policy", 1.0), settings.max_disagreement)
     with_value = "value" in model.heads
     values = model.by_token("value", trees, replies, model.values, settings.batch_tokens) if with_value else [torch.zeros(0)] * len(trees)
     total, count = group.sum(scores.sum(), len(scores))
@@ -211,6 +213,7 @@ def run(config) -> None:
         calibration = json.loads((source / "calibration.json").read_text())
         curve = train_policy(config, model, lambda _, trees, replies: rewards(model, calibration, trees, replies), functools.partial(held_out_rewards, model, calibration), Path(out), group)
         if group.rank == 0:
+            shutil.rmtree(out / "vllm", ignore_errors=True)         # the adapter that a vLLM read last
             model.save("policy", out / "adapter")
             if "value" in model.heads:
                 model.save("value", out / "value")
@@ -266,7 +269,7 @@ def train_policy(config, model: OneBase, reward: Reward, watch: Callable, out: P
         drawn = rng.getrandbits(31) + group.rank
         episodes = (play(generate, tokenizer, pack, numbers, config.seed, drawn, settings.drafts, settings.max_replies, config.model.max_tokens, room) if pack
                     else answer(generate, tokenizer, rows, numbers, config.seed, drawn, settings.drafts, config.model.max_tokens, room))
-        samples = appraise(model, episodes, reward, beta, settings, group)
+        samples = appraise(model, episodes, reward, beta, settings, group, last_within)
         entry = {"step": step, **measured([s for s, number in zip(samples, numbers, strict=True) if number not in again], watch, group), "beta": beta}
         if not entry["kl"] <= settings.kl_budget:        # no number is not within it either
             if not curve:

@@ -128,13 +128,18 @@ class Vllm:
         return made
 
 
-def check_sampler(episodes: list[Episode], old: list[torch.Tensor], most: float) -> None:
-    """Raises: StageError where another program drew the replies and gives them other probabilities than this one: it speaks for another policy."""
-    apart = [abs(a - b) for episode, mine in zip(episodes, old, strict=True) for turn, here in zip(episode.turns, mine.split([len(t.reply) for t in episode.turns]), strict=True)
-             for a, b in zip(turn.drawn or [], here.tolist(), strict=False)]
-    if apart and sum(apart) / len(apart) > most:
-        raise StageError(f"vLLM gives what it drew other probabilities than the trainer, by {sum(apart) / len(apart):.3f} nats a token (ppo.max_disagreement={most}): it speaks with an old adapter, "
-                         "another base or another dtype. Nothing was trained on it; restart vllm serve on this run's base")
+def check_sampler(episodes: list[Episode], now: list[torch.Tensor], before: list[torch.Tensor], most: float) -> None:
+    """Raises: StageError where another program drew the replies and gives them other probabilities than this one: than the policy as it is `now`, by more than `most` nats a token,
+    or by twice as much as than the policy of the step `before`. One update moves a policy by less than other kernels round, so the second is what an adapter that is a step old shows in."""
+    def apart(mine: list[torch.Tensor]) -> float:
+        each = [abs(a - b) for episode, ours in zip(episodes, mine, strict=True) for turn, here in zip(episode.turns, ours.split([len(t.reply) for t in episode.turns]), strict=True)
+                for a, b in zip(turn.drawn or [], here.tolist(), strict=False)]
+        return sum(each) / max(1, len(each))
+
+    far = apart(now)
+    if far > most or apart(before) < far / 2:
+        raise StageError(f"vLLM gives what it drew other probabilities than the trainer, by {far:.4f} nats a token (ppo.max_disagreement={most}; {apart(before):.4f} from the policy of the step before): "
+                         "it speaks with an old adapter, another base or another dtype. Nothing was trained on it; restart vllm serve on this run's base")
 
 
 def repeated(prompts: list[list[int]], each: int) -> list[list[int]]:
