@@ -38,7 +38,7 @@ from training.practice import (
     whole,
     words_of_results,
 )
-from training.pretrain import begin_alike, build_tokenizer, whole_conversations
+from training.pretrain import build_tokenizer, whole_conversations
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "training/templates"
 TALK = [{"role": "system", "content": "Support. Returns: 30 days."}, {"role": "user", "content": "where is order 48213?"},
@@ -81,16 +81,6 @@ def test_only_what_is_said_is_renamed_not_what_it_is_filed_under():
     assert argument_values(made).keys() == {"content"}
     assert made[0]["content"].lower() == f"i am {argument_values(made)['content']}".lower()
     assert "user" not in made[0]["content"].lower()
-
-
-def test_a_word_after_a_space_begins_as_the_same_word_after_a_quote_and_the_space(tokenizer):
-    embedding = torch.nn.Embedding(len(tokenizer), 8)
-    before = embedding.weight.detach().clone()
-    begin_alike(embedding, tokenizer)
-    after, here, at_a_quote = embedding.weight.detach(), tokenizer(" order order")["input_ids"], tokenizer('"order')["input_ids"]
-    assert here[0] == here[1] != at_a_quote[1], "two tokens"
-    assert torch.allclose(after[here[0]], before[at_a_quote[1]] + before[tokenizer(" ")["input_ids"][0]])
-    assert torch.equal(after[at_a_quote], before[at_a_quote]), "only the ones after a space are moved"
 
 
 def test_only_the_chosen_replies_are_learned_each_with_its_stop_token(tokenizer):

@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -31,7 +30,6 @@ from training.models import IGNORE, encode, in_batches_of_like_length, train, tr
 from training.muon import MuonAndAdamW
 from training.practice import DRILLED, argument_values, dictated, drill, elsewhere, practise, renamed, renumbered, results_otherwise, topic_drill, words_of_results
 
-SPACE = "\u0120"          # as a byte-level tokenizer writes it
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _pieces = Regex(r"\d| ?[\p{L}_]+| ?[^\s\p{L}\d_]+|\s")
 
@@ -60,17 +58,6 @@ def texts_of(conversations: list[list[dict]]) -> Iterator[str]:
             for call in message.get("tool_calls") or []:
                 yield f'{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
     yield from ["Next: Read: topic Repeat if is else"] * 100
-
-
-@torch.no_grad()
-def begin_alike(embedding: torch.nn.Embedding, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A word after a space and the same word after a quote are two tokens. Let the one begin as the other and the space: so to copy the one as the other is learned
-    once for all words. Begun apart, a street was copied into a tool's argument but for the beginning of its name ("Norrgatan 56" as "Torrgatan 56")."""
-    places = tokenizer.get_vocab()
-    space = places[SPACE]
-    for token, place in places.items():
-        if token.startswith(SPACE) and token[1:] in places:
-            embedding.weight[place] = embedding.weight[places[token[1:]]] + embedding.weight[space]
 
 
 def whole_conversations(rows: list[dict]) -> dict[str, list[dict]]:
@@ -120,7 +107,6 @@ def run(config) -> None:
             examples.append(example)
     architecture = OmegaConf.to_container(config.model.architecture)
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **architecture))
-    begin_alike(model.get_input_embeddings(), tokenizer)
     with stage_output(config, "pretrain") as out:
         arguments = trainer_arguments(config, "pretrain", Path(out), TrainingArguments)
         optimizer = MuonAndAdamW(model, arguments.learning_rate, arguments.weight_decay)
