@@ -31,7 +31,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve,dev]"
 	@touch $@
 
-train: setup  ## The whole pipeline: sample company, tiny model, CPU, 30 to 35 minutes
+train: setup  ## The whole pipeline: sample company, tiny model, CPU, 25 to 30 minutes
 	$(PIPELINE) $(ARGS)
 
 smoke: setup  ## Every stage, small, in about two minutes; its figures mean nothing
