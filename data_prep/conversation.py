@@ -110,10 +110,10 @@ class Feedback:
                 raise BadRecord(f"feedback lacks `{key}`")
         if record["kind"] not in KINDS:
             raise BadRecord(f"the kind of a feedback is none of {', '.join(KINDS)}")
-        others = [key for key in KINDS if key != record["kind"] and record.get(key) is not None]
+        others = [key for key in KINDS if key != record["kind"] and record.get(key) not in (None, "")]
         if others:
             raise BadRecord(f"feedback of kind {record['kind']} has a value under `{others[0]}` too: give each a record of its own")
-        feedback = cls(**{key: record[key] for key in cls.__dataclass_fields__ if record.get(key) is not None})
+        feedback = cls(**{key: record[key] for key in cls.__dataclass_fields__ if record.get(key) is not None and (key not in KINDS or key == record["kind"])})
         for key in ("conversation_id", "rater_id", "draft_id"):
             if (value := getattr(feedback, key)) is not None:
                 setattr(feedback, key, str(value))

@@ -49,8 +49,8 @@ def test_an_error_never_holds_the_customers_text():
 
 def test_no_drafts_and_no_values_are_none():
     assert "drafts" not in Conversation.from_record({"id": "a", "messages": [{"role": "agent", "content": "x", "drafts": None}]}).messages[0]
-    note = Feedback.from_record({"conversation_id": 5, "kind": "rating", "rating": 4, "edit": None, "rater_id": 7, "draft_id": 1})
-    assert (note.conversation_id, note.rater_id, note.draft_id, note.edit) == ("5", "7", "1", None)
+    note = Feedback.from_record({"conversation_id": 5, "kind": "rating", "rating": 4, "edit": None, "thumb": "", "rater_id": 7, "draft_id": 1})
+    assert (note.conversation_id, note.rater_id, note.draft_id, note.edit, note.thumb) == ("5", "7", "1", None, None)
 
 
 message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text("ab", max_size=6)})

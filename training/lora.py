@@ -22,7 +22,7 @@ class AddingLinear(Linear):
             return super().forward(x, *args, **kwargs)
         weight, scale = self.base_layer.weight, self.scaling[name]
         down, up = (part[name].weight.to(weight.dtype) for part in (self.lora_A, self.lora_B))
-        is_exact = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)         # in bf16 W would swallow a small B A
+        is_exact = isinstance(self.base_layer, torch.nn.Linear) and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)         # in bf16 W would swallow a small B A
         if is_exact and is_less_to_merge(x.numel() // x.shape[-1], *weight.shape, len(down), torch.is_grad_enabled()):
             return torch.nn.functional.linear(x, torch.addmm(weight, up, down, alpha=scale), self.base_layer.bias)
         said = self.base_layer(x)
