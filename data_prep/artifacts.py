@@ -68,8 +68,10 @@ def _has_another_base(config, stage: str, manifest: dict) -> bool:
     if config.model.from_scratch:
         made, base = manifest["made_from"].get("inputs", {}).get("pretrain"), read_manifest(stage_dir(config, "pretrain"))
         return None not in (made, base) and made != outputs_hash(base)
-    recorded = Path(config.run_dir) / "config" / f"{stage}.yaml"
-    return recorded.is_file() and any(OmegaConf.load(recorded).model[key] != config.model[key] for key in ("name", "revision"))
+    if not (Path(config.run_dir) / "config" / f"{stage}.yaml").is_file():
+        return False
+    made = recorded_config(config.run_dir, stage).model
+    return (made.name, made.revision) != (config.model.name, config.model.revision)
 
 
 def recorded_config(run_dir: str | Path, stage: str, overrides: list[str] = ()) -> DictConfig:

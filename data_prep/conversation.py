@@ -65,12 +65,7 @@ class Conversation:
 def _message(message: object, index: int) -> Message:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise BadRecord(f"message {index} has no role out of {sorted(ROLES)}")
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        content = ""
-    if not isinstance(content, str):
-        raise BadRecord(f"message {index} has no text in `content`")
-    made = {**message, "role": ROLES[message["role"]], "content": content}
+    made = {**message, "role": ROLES[message["role"]], "content": _text(message, f"message {index} has no text in `content`")}
     if (drafts := made.pop("drafts", None)) is not None:
         made["drafts"] = [_draft(draft, index) for draft in (drafts if isinstance(drafts, list) else [drafts])]
     return made
@@ -79,10 +74,15 @@ def _message(message: object, index: int) -> Message:
 def _draft(draft: object, index: int) -> dict:
     if not isinstance(draft, dict) or draft.get("id") in (None, ""):
         raise BadRecord(f"message {index} has a draft without `id`")
-    content = "" if draft.get("content") is None and draft.get("tool_calls") else draft.get("content")
+    return {**draft, "id": str(draft["id"]), "content": _text(draft, f"message {index} has a draft without text in `content`")}
+
+
+def _text(said: dict, otherwise: str) -> str:
+    """What a message or draft says; a tool call need say nothing. Raises: BadRecord with `otherwise`."""
+    content = "" if said.get("content") is None and said.get("tool_calls") else said.get("content")
     if not isinstance(content, str):
-        raise BadRecord(f"message {index} has a draft without text in `content`")
-    return {**draft, "id": str(draft["id"]), "content": content}
+        raise BadRecord(otherwise)
+    return content
 
 
 KINDS = ("rating", "thumb", "edit")          # of feedback, each with its value under a key of the same name

@@ -234,7 +234,8 @@ def invariance_check(model: OneBase, judged: list[Judged]) -> dict:
     rows = [(grow([[one.tree.ids[place] for place in path]]), length) for one in judged for path, length in zip(one.tree.leaves, one.lengths, strict=True)]
     single = torch.cat(model.scores(name, [row for row, _ in rows], [[row.leaves[0][-length:]] for row, length in rows]))
     worst = max(float((together - other).abs().max()) for other in (alone, turned, single)) / (float(together.std()) or 1.0)
-    return check("invariance", worst, None, None, len(together), f"at most {tolerance(model)} standard deviations", worst <= tolerance(model))
+    most = tolerance(model)
+    return check("invariance", worst, None, None, len(together), f"at most {most} standard deviations", worst <= most)
 
 
 def tolerance(model: OneBase) -> float:
