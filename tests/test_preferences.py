@@ -103,13 +103,13 @@ def test_pairs_that_only_the_state_tells_are_among_those_trained_on(run):
     tokenizer = load_tokenizer(run)
     made, _ = preference_rows(run, tokenizer, preferences(run, "train"))
     call = [{"role": "assistant", "content": "", "tool_calls": [tool_call("refund", {})]}]
-    mixed = [{**row, "chosen": call} if k in (1, 5) else {**row, "rejected": call} if k in (2, 6) else row for k, row in enumerate(made)]
+    mixed = [{**row, "chosen": call} if k in (1, 5) else {**row, "rejected": call} if k in (2, 6, 8, 9) else row for k, row in enumerate(made)]
     wanted = run.copy()
-    wanted.dpo.max_pairs = 12
+    wanted.dpo.max_pairs = len(mixed) - 1
     kept = [mixed[place] for place in telling(wanted, tokenizer, mixed)]
-    assert len(kept) == 12
-    assert {mixed[k]["prompt"][0]["content"] for k in (1, 2, 5, 6)} == {row["prompt"][0]["content"] for row in kept[:4]}
-    assert {"refund"} == {tool_of(row[side][0]) for row in kept[:4] for side in ("chosen", "rejected")} - {"text"}
+    assert len(kept) == len(mixed) - 2
+    assert [tool_of(row["chosen"][0]) for row in kept[:4]].count("refund") == [tool_of(row["rejected"][0]) for row in kept[:4]].count("refund") == 2
+    assert not [row for row in kept[4:] if "refund" in (tool_of(row["chosen"][0]), tool_of(row["rejected"][0]))], "more of them one way round would teach a habit"
 
 
 def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):

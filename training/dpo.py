@@ -107,16 +107,17 @@ def trainer_of(config, tokenizer, rows: list[dict], folder: Path) -> OffsetDPOTr
 
 
 def telling(config, tokenizer, pairs: list[dict]) -> list[int]:
-    """The places of no more than dpo.max_pairs of the pairs: half of them such where only the state tells which reply is better, then as many of those that SFT gets
-    most wrong, then any. In this order they are trained on.
+    """The places of no more than dpo.max_pairs of the pairs: half of them such where only the state tells which reply is better, then as many of the others that SFT
+    gets most wrong, then any of these. In this order they are trained on.
 
     Most pairs only say again what SFT does anyway. The hard ones alone teach a habit the other way: from "refund, whatever the policy" to "refuse, whatever the policy".
+    What SFT gets wrong of the first kind is mostly one way round, so that none of them is among the second half: DPO refused half of the refunds that were due.
     """
     most, half = config.dpo.max_pairs, (config.dpo.max_pairs or 0) // 2
     if most is None or len(pairs) <= most:
         return list(range(len(pairs)))
-    asked = either_way(pairs, half, random.Random(config.seed))
-    rest = sorted(set(range(len(pairs))) - set(asked))
+    rest = [place for place, holds in enumerate(contested([kinds_of(pair) for pair in pairs])) if not holds]
+    asked = either_way(pairs, max(half, most - len(rest)), random.Random(config.seed))
     drawn = random.Random(config.seed).sample(rest, min(config.dpo.pool or len(rest), len(rest)))
     margin = margins(config, tokenizer, [pairs[place] for place in drawn])
     by_margin = sorted(range(len(drawn)), key=margin.__getitem__)
@@ -130,12 +131,17 @@ def either_way(pairs: list[dict], most: int, rng: random.Random) -> list[int]:
     A pair moves what its words have in common before it moves what the state tells. Where a refund was better than a refusal twice as often as the other way round, as
     they come, DPO learned to refund whatever the policy said, which SFT did nine times in ten already.
     """
-    kinds, places = [tuple(tool_of(pair[side][0]) for side in ("chosen", "rejected")) for pair in pairs], defaultdict(list)
+    kinds, places = [kinds_of(pair) for pair in pairs], defaultdict(list)
     for place, (both, holds) in enumerate(zip(kinds, contested(kinds), strict=True)):
         if holds:
             places[both].append(place)
     each = most // max(1, len(places))
     return sorted(place for (better, worse), some in sorted(places.items()) for place in rng.sample(some, min(each, len(some), len(places[worse, better]))))
+
+
+def kinds_of(pair: dict) -> tuple[str, str]:
+    """What its chosen and what its rejected reply is (`tool_of`)."""
+    return tool_of(pair["chosen"][0]), tool_of(pair["rejected"][0])
 
 
 def tool_of(reply: dict) -> str:
