@@ -3,8 +3,8 @@
     python -m benchmarks.seeds runs=runs/dev,runs/seed1,runs/seed2 [out=benchmarks/seeds.md]
 
 Each a finished run of the pipeline (`python -m training.pipeline run_name=seed1 seed=1`): a seed makes its own archive, base, adapters and rollouts; evaluation's customers are the same.
-A run's differences are paired by customer, with 95 % intervals from drawing customers anew. Over all runs: the mean, the least and the most, and the 95 % interval of the mean by
-Student's t over the runs, which are few.
+A run's differences are paired by customer, with 95 % intervals from drawing customers anew. Over all runs: the mean, the least and the most, and two 95 % intervals of the mean: from drawing customers
+anew, for these very trainings; and by Student's t over the runs, which are few, for trainings from other seeds too.
 """
 
 from __future__ import annotations
@@ -33,15 +33,22 @@ def outcomes(run_dir: Path) -> tuple[int, dict[str, list[dict]]]:
     return config.seed, found
 
 
-def over_runs(values: list[float]) -> str:
-    """The mean of several runs, their range, and the interval of the mean, in points."""
+def over_runs(a: list[list[float]], b: list[list[float]]) -> str:
+    """Of several runs of the same customers the mean of a less b, its range, and its intervals over customers and over runs, in points."""
+    values, (_, low, high) = [mean(x) - mean(y) for x, y in zip(a, b, strict=True)], paired_difference(by_customer(a), by_customer(b))
     half = T_95[len(values)] * stdev(values) / len(values) ** 0.5
-    return f"{100 * mean(values):+.1f} ({100 * min(values):+.1f} to {100 * max(values):+.1f}; [{100 * (mean(values) - half):+.1f}, {100 * (mean(values) + half):+.1f}])"
+    return (f"{100 * mean(values):+.1f} ({100 * min(values):+.1f} to {100 * max(values):+.1f}; customers [{100 * low:+.1f}, {100 * high:+.1f}], "
+            f"runs [{100 * (mean(values) - half):+.1f}, {100 * (mean(values) + half):+.1f}])")
+
+
+def by_customer(runs: list[list[float]]) -> list[float]:
+    """Each customer's mean over the runs."""
+    return [mean(each) for each in zip(*runs, strict=True)]
 
 
 def table(runs: list[tuple[int, dict[str, list[dict]]]]) -> list[str]:
     """Markdown: a column a run, rows of success, violations, deeds nobody asked for, and their paired differences in points."""
-    lines = ["| | " + " | ".join(f"seed {seed}" for seed, _ in runs) + " | all: mean (range; [95 %]) |", "|---" * (len(runs) + 2) + "|"]
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed, _ in runs) + " | all: mean (range; 95 % over customers, over runs) |", "|---" * (len(runs) + 2) + "|"]
     for what, of in (("success", lambda o: float(o["success"])), ("violations", lambda o: float(bool(o["violations"]))), ("unasked deeds", lambda o: float(bool(o["unasked"])))):
         figures = [{name: [of(o) for o in each] for name, each in found.items()} for _, found in runs]
         for name in NAMES:
@@ -50,7 +57,7 @@ def table(runs: list[tuple[int, dict[str, list[dict]]]]) -> list[str]:
             lines.append(f"| {what}, {name} | " + " | ".join(cells) + f" | {mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) |")
         for a, b in PAIRS:
             gains = [paired_difference(f[a], f[b]) for f in figures]
-            lines.append(f"| {what}, {a} less {b}, points | " + " | ".join(f"{100 * v:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for v, low, high in gains) + f" | {over_runs([v for v, _, _ in gains])} |")
+            lines.append(f"| {what}, {a} less {b}, points | " + " | ".join(f"{100 * v:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for v, low, high in gains) + f" | {over_runs([f[a] for f in figures], [f[b] for f in figures])} |")
     return lines
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from statistics import pstdev
 
 import pytest
 from hypothesis import given
@@ -85,9 +86,13 @@ def test_several_seeds_are_told_with_their_spread():
     lines = seeds.table([(seed, {"sft": outcomes(60), "dpo": outcomes(70 + seed), "ppo": outcomes(80)}) for seed in (0, 1, 2)])
     told = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:]}
     assert told["success, sft"][-1] == "60.0% (60.0% to 60.0%) |"
-    assert told["success, dpo less sft, points"][-1] == "+11.0 (+10.0 to +12.0; [+8.5, +13.5]) |", "mean, range, and Student's t of three: 4.30 * 1 / sqrt(3)"
+    dpo, gains = told["success, dpo less sft, points"][-1], [1.0] * 10 + [2 / 3, 1 / 3] + [0.0] * 88
+    assert dpo.startswith("+11.0 (+10.0 to +12.0; customers [")
+    assert dpo.endswith(", runs [+8.5, +13.5]) |"), "Student's t of three: 4.30 * 1 / sqrt(3)"
+    low, high = (float(end) for end in dpo.split("customers [")[1].split("]")[0].split(", "))
+    assert (low, high) == pytest.approx([11 + sign * 1.96 * 100 * pstdev(gains) / 10 for sign in (-1, 1)], abs=0.7), "of 100 customers, ten won in every run"
     assert told["success, ppo less sft, points"][0].startswith("+20.0 [+")
-    assert told["violations, ppo less dpo, points"] == ["+0.0 [+0.0, +0.0]"] * 3 + ["+0.0 (+0.0 to +0.0; [+0.0, +0.0]) |"]
+    assert told["violations, ppo less dpo, points"] == ["+0.0 [+0.0, +0.0]"] * 3 + ["+0.0 (+0.0 to +0.0; customers [+0.0, +0.0], runs [+0.0, +0.0]) |"]
     with pytest.raises(StageError, match="give 2 to"):
         seeds.main(["runs=runs/dev"])
 

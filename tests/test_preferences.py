@@ -74,6 +74,9 @@ def test_a_wide_gap_asks_for_more_and_the_loss_says_so(run):
     assert min(gaps) <= losses[0.7][0]["loss"] <= max(gaps)
     assert losses[0.7][-1]["loss"] < losses[0.7][0]["loss"]
     assert json.loads((stage_dir(run, "dpo") / "metrics.json").read_text())["kl"] > 0.01, "it has moved away from sft"
+    config.dpo.trainer.loss_type = ["sigmoid_norm", "sft"]
+    with pytest.raises(StageError, match=r"an offset of the loss sigmoid, not of sigmoid_norm: set dpo.offset=0"):
+        dpo.run(config)
 
 
 def test_sft_is_no_distance_from_itself(run):

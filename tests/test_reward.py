@@ -122,6 +122,7 @@ def test_the_stage_learns_what_is_better_passes_its_gate_and_goes_on_after_a_kil
     assert accuracy["n"] == 25
     assert next(c for c in gate["checks"] if c["name"] == "calibration_error")["passed"] is None, "25 pairs say nothing of calibration"
     assert metrics["accuracy_by_rater"].keys() == {"a", "b"}
+    assert all(row["low"] < row["value"] <= row["high"] for row in metrics["accuracy_by_rater"].values())
     page = (folder / "report.html").read_text()
     assert all(f">{name}<" in page for name in ("accuracy", "spoiled", "invariance", "-0.50", "Raters"))
     tokenizer = load_tokenizer(run)

@@ -68,6 +68,10 @@ def run(config) -> None:
     if not 0 < settings.average <= 1:
         raise StageError(f"dpo.average={settings.average} must be above 0, where nothing of what was learned would be left, and at most 1")
     pairs = preferences(config, "train")
+    losses = settings.trainer.loss_type
+    others = sorted({*([losses] if isinstance(losses, str) else losses)} - {"sigmoid", "sft"})
+    if settings.offset and others:
+        raise StageError(f"dpo.offset={settings.offset} is an offset of the loss sigmoid, not of {', '.join(others)}: set dpo.offset=0 with it")
     places = Group().same(lambda: telling(config, tokenizer, pairs))
     rows, too_long = preference_rows(config, tokenizer, [pairs[place] for place in places])
     if not rows:
@@ -211,5 +215,5 @@ def alarms(facts: dict, settings) -> list[str]:
     before, after = facts["reply_tokens_sft"], facts["reply_tokens"]
     if not 1 / settings.max_length_drift <= after / max(before, 1e-9) <= settings.max_length_drift:
         found.append(f"warning: replies to held-out prompts went from {before:.1f} to {after:.1f} tokens. Likely cause: chosen replies are {'longer' if after > before else 'shorter'} than "
-                     "rejected ones, and length was learned. Next: dpo.trainer.loss_type=[sigmoid_norm,sft], which counts per token")
+                     "rejected ones, and length was learned. Next: dpo.trainer.loss_type=[sigmoid_norm,sft] dpo.offset=0, which counts per token")
     return found

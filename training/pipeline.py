@@ -170,7 +170,7 @@ def start(config, stage: Stage, wanted: dict, lock: int) -> None:
     if config.hardware.threads:
         environment["OMP_NUM_THREADS"] = str(config.hardware.threads)
     if config.hardware.trainer.use_cpu:
-        environment = {**KEEP_MEMORY, **environment}
+        environment = {**KEEP_MEMORY, **environment, "CUDA_VISIBLE_DEVICES": ""}      # or libraries would take a GPU in sight, and several processes speak NCCL
     code = subprocess.run(command, env=environment, cwd=ROOT, check=False, pass_fds=[lock]).returncode
     if code != 0:
         raise StageError(f"stage {stage.name} stopped (exit {code}); what it finished is kept, the same command goes on from there")

@@ -93,9 +93,15 @@ def right(apart: np.ndarray) -> np.ndarray:
     return (apart > 0) + (apart == 0) / 2
 
 
+def share_right(hits: np.ndarray) -> dict:
+    """The share of the pairs that are right (`right`, at least one), with a 95 % interval and their number."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return {"value": float(hits.mean()), "low": low, "high": high, "n": len(hits)}
+
+
 def accuracy_check(apart: np.ndarray, least: float) -> dict:
-    low, high = wilson(int(right(apart).sum()), len(apart))
-    return check("accuracy", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least)
+    found = share_right(right(apart))
+    return check("accuracy", **found, needed=f"at least {least} at the lower end of its interval", passed=found["low"] >= least)
 
 
 def temperature(apart: np.ndarray) -> float:
@@ -156,9 +162,9 @@ def spoiled_check(reward: np.ndarray, judged: list[Judged], least: float) -> dic
     apart = gaps(reward, judged, [((i, better), (i, worse)) for i, one in enumerate(judged) for better, worse, _ in one.spoiled])
     if not len(apart):
         return check("spoiled", 0.0, None, None, 0, f"at least {least}, not judged: no good reply", None)
-    low, high = wilson(int(right(apart).sum()), len(apart))
-    return check("spoiled", right(apart).mean(), low, high, len(apart), f"at least {least} at the lower end of its interval", low >= least) | {
-        "by_way": {str(way): {"value": float(right(apart[ways == way]).mean()), "n": int((ways == way).sum())} for way in sorted(set(ways))}}
+    found = share_right(right(apart))
+    return check("spoiled", **found, needed=f"at least {least} at the lower end of its interval", passed=found["low"] >= least) | {
+        "by_way": {str(way): share_right(right(apart[ways == way])) for way in sorted(set(ways))}}
 
 
 def contested(kinds: list[tuple[str, str]]) -> list[bool]:
@@ -249,7 +255,7 @@ def by_gap(apart: np.ndarray, pairs: list[Pair]) -> dict[str, dict]:
     for low, high in ((0, 1), (1, 2), (2, 3), (3, 9)):
         mine = right(apart[[low <= p.gap < high for p in pairs]])
         if len(mine):
-            found[f"{low}-{high}" if high < 9 else f"{low}+"] = {"value": float(mine.mean()), "n": len(mine)}
+            found[f"{low}-{high}" if high < 9 else f"{low}+"] = share_right(mine)
     return found
 
 
@@ -259,4 +265,4 @@ def by_rater(apart: np.ndarray, pairs: list[Pair]) -> dict[str, dict]:
     for hit, pair in zip(right(apart), pairs, strict=True):
         for rater in {*pair.raters[0], *pair.raters[1]}:
             mine[rater].append(hit)
-    return {rater: {"value": float(np.mean(hits)), "n": len(hits)} for rater, hits in sorted(mine.items())}
+    return {rater: share_right(np.array(hits)) for rater, hits in sorted(mine.items())}

@@ -31,11 +31,11 @@ def write(config, path: Path, found: dict) -> None:
                    {True: "passed", False: "failed", None: "not judged"}[c["passed"]]] for c in gate["checks"]])]
     bins = next((c["bins"] for c in gate["checks"] if c.get("bins")), [])
     if bins:
-        parts += ["<h2>Is it as often right as it is sure?</h2>", reliability(bins)]
+        parts += ["<h2>Is it as often right as it is sure?</h2>", "<p>On the line it is; the larger a point, the more pairs.</p>", reliability(bins)]
     ways = next((c["by_way"] for c in gate["checks"] if c.get("by_way")), {})
     for title, rows in (("By stars between the two replies", metrics.get("accuracy_by_gap", {})), ("By way of spoiling", ways), ("By rater who had a part in the pair", metrics.get("accuracy_by_rater", {}))):
         if rows:
-            parts += [f"<h2>{title}</h2>", table(["", "right", "n"], [[name, f"{row['value']:.1%}", row["n"]] for name, row in rows.items()])]
+            parts += [f"<h2>{title}</h2>", table(["", "right [95 %]", "n"], [[name, f"{row['value']:.1%} [{row['low']:.1%}, {row['high']:.1%}]", row["n"]] for name, row in rows.items()])]
     raters = json.loads((require(config, "prepare", "reward") / "report.json").read_text()).get("raters", {})
     if raters:
         parts += ["<h2>Raters</h2>", "<p>Severity: stars by which a rater lies above (+) or below (-) others on the same kind of ticket, shrunk towards 0 where little is known. "
