@@ -107,6 +107,7 @@ class Pretrain:
     call_drills: int = MISSING
     conversations: int = MISSING          # practice conversations drawn from the archive
     swapped: float = MISSING              # of the decisions, how many are put in the place of the real one
+    min_reads: float = MISSING            # share of values in unmet conversations below which it warns
     trainer: dict[str, Any] = MISSING
 
 

@@ -28,8 +28,10 @@ from training.practice import (
     conditional,
     dictated,
     drill,
+    exams,
     fitted,
     invented,
+    is_right,
     practise,
     readable,
     renamed,
@@ -196,6 +198,26 @@ def test_somebody_elses_reply_fits_only_where_its_numbers_are_known():
     assert fitted({"role": "assistant", "content": "in 9 days"}, {}, "3 days") is None
 
 
+def test_an_exam_asks_for_what_was_said_with_values_nobody_has_met():
+    call = {"role": "assistant", "content": "", "tool_calls": [tool_call("change_address", {"order_number": "48213", "address": "Elm Road 5"})]}
+    moving = [*TALK[:4], {"role": "user", "content": "48213, and it is elm road 5 now"}, call]
+    asked = exams([TALK, moving], ["window", "carpet", "lantern"], random.Random(0))
+    assert (len(asked["reads"]), len(asked["copies"])) == (2, 1)
+    for messages, answer in asked["reads"]:
+        key = messages[-1]["content"].removeprefix("Read: ")
+        assert readable(messages[:-1], None)[key] == answer["content"]
+        assert is_right({"role": "assistant", "content": answer["content"]}, answer)
+        assert not is_right({"role": "assistant", "content": answer["content"] + "1"}, answer)
+    [(said, written)] = asked["copies"]
+    values = argument_values([written])
+    heard = " ".join(message["content"] for message in said)
+    assert all(value.lower() in heard for value in values.values())
+    assert "elm" not in heard
+    assert is_right(written, written)
+    assert not is_right(call, written)
+    assert not is_right({"role": "assistant", "content": written["content"]}, written), "a reply that calls nothing"
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A toy company archive prepared, a toy base pretrained, and everything trained on it; the base as it was before is in `base.safetensors`."""
@@ -247,6 +269,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_every_trainer_moves_its_adapter_and_nothing_else(toy):
     before = weights(Path(toy.run_dir))
     assert all(torch.equal(before[k], v) for k, v in weights(stage_dir(toy, "pretrain") / "model").items()), "the base must not move"
+    exam = json.loads((stage_dir(toy, "pretrain") / "exams.json").read_text())
+    assert exam["reads"]["n"] > 0
+    assert exam["reads"]["high"] < 0.9, "three steps teach nobody to read"
 
     sft = weights(stage_dir(toy, "sft") / "adapter")
     moved = {name: float(value.abs().max()) for name, value in sft.items() if "lora_B" in name}

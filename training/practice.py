@@ -242,6 +242,26 @@ def dictated(conversations: Iterable[list[dict]]) -> list[list[dict]]:
     return found
 
 
+def exams(conversations: Iterable[list[dict]], words: list[str], rng: random.Random) -> dict[str, list[tuple[list[dict], dict]]]:
+    """What a base has to be able to do, with numbers and names that nobody has met, as (messages, the right answer): `reads` a value out of a conversation, `copies` what customers dictate into a call."""
+    found, conversations = {"reads": [], "copies": []}, list(conversations)
+    for messages in conversations:
+        messages = renumbered(renamed(messages, words, rng), rng)
+        end = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        if known := readable(messages[:end], None):
+            key = rng.choice(sorted(known))
+            found["reads"].append(([*messages[:end], {"role": "system", "content": f"Read: {key}"}], {"role": "assistant", "content": known[key]}))
+    for messages in dictated(conversations):
+        *said, call = renumbered(renamed(messages, words, rng), rng)
+        found["copies"].append((said, call))
+    return found
+
+
+def is_right(said: dict, answer: dict) -> bool:
+    """Whether a reply calls with the answer's arguments, or says its text where that calls nothing."""
+    return argument_values([said]) == argument_values([answer]) if answer.get("tool_calls") else said["content"] == answer["content"]
+
+
 def topic_drill(messages: list[dict], topic: str, rng: random.Random) -> list[dict]:
     """What a conversation is about, read from some of the customer's first words, often in no order.
 
