@@ -126,7 +126,7 @@ def decide(scorecard: dict, gates: list[str]) -> dict:
     """The candidate of highest success among those that pass every gate, or none and why."""
     reasons, passing = [], []
     for name, row in scorecard.items():
-        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.2f}" if row[g]["value"] is not None else row[g].get("why", "")) for g in gates if row[g]["gate"] != "pass"]
+        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.3g}" if row[g]["value"] is not None else row[g].get("why", "")) for g in gates if row[g]["gate"] != "pass"]
         if failed:
             reasons.append(f"{name}: {', '.join(failed)}")
         elif name != "base":
