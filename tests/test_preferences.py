@@ -113,6 +113,9 @@ def test_pairs_that_only_the_state_tells_are_among_those_trained_on(run):
     assert len(kept) == len(mixed) - 2
     assert [tool_of(row["chosen"][0]) for row in kept[:4]].count("refund") == [tool_of(row["rejected"][0]) for row in kept[:4]].count("refund") == 2
     assert not [row for row in kept[4:] if "refund" in (tool_of(row["chosen"][0]), tool_of(row["rejected"][0]))], "more of them one way round would teach a habit"
+    wanted.dpo.max_pairs = 8
+    asked = telling(wanted, tokenizer, [{**row, ("chosen", "rejected")[k % 2]: call} for k, row in enumerate(made)])
+    assert sorted(place % 2 for place in asked) == [0] * 4 + [1] * 4, "where there is nothing else, all of them are such"
 
 
 def test_half_of_the_pairs_are_those_that_sft_gets_most_wrong(run):
