@@ -4,7 +4,7 @@
 
 For each share a copy of the company pack with other shares of its agents, and the whole pipeline on the archive that it writes; a run that is finished is not made
 again. `base` names a run whose pretrained base all of them start from, so that what differs is the archive that is learned from. Success on unseen wordings,
-the gains over SFT paired by customer, and a plot: where nearly everybody does right there is little to learn, and that is shown too.
+the gains over SFT and violations less SFT's paired by customer, and a plot: where nearly everybody does right there is little to learn, and that is shown too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datetime
 import shutil
 import sys
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 import yaml
@@ -53,12 +54,12 @@ def one(config, good: float, folder: Path, base: str | None, overrides: list[str
     if pipeline([f"company={pack}", f"run_dir={run_dir}", "stages=[generate,anonymise,prepare,pretrain,sft,reward,dpo,ppo,evaluate]", "evaluate.candidates=[sft,dpo,ppo]", *own_base, *overrides]):
         raise SystemExit(f"the run in {run_dir} stopped; the same command goes on from there")
     done = load_config([f"run_dir={run_dir}"])
-    outcomes = {name: [row["success"] for _, row in read_jsonl(path)] for name in ("sft", *LEARNED) if (path := stage_dir(done, "evaluate") / f"talks/{name}-unseen.jsonl").is_file()}
-    found = {"share": good, "n": len(outcomes["sft"])}
-    for name, each in outcomes.items():
-        found[name] = [sum(each) / len(each), *wilson(sum(each), len(each))]
-        if name != "sft":
-            found[f"{name}_gain"] = list(paired_difference([float(s) for s in each], [float(s) for s in outcomes["sft"]]))
+    talks = {name: [row for _, row in read_jsonl(path)] for name in ("sft", *LEARNED) if (path := stage_dir(done, "evaluate") / f"talks/{name}-unseen.jsonl").is_file()}
+    found = {"share": good, "n": len(talks["sft"])}
+    for what, of in (("gain", lambda talk: float(talk["success"])), ("violations", lambda talk: float(bool(talk["violations"])))):
+        mine = {name: [of(talk) for talk in each] for name, each in talks.items()}
+        found[f"sft_{what}"] = [mean(mine["sft"]), *wilson(int(sum(mine["sft"])), len(mine["sft"]))]
+        found |= {f"{name}_{what}": list(paired_difference(each, mine["sft"])) for name, each in mine.items() if name != "sft"}
     return found
 
 
@@ -87,10 +88,13 @@ def main(arguments: list[str]) -> list[dict]:
     points = [one(config, good, folder / f"{good:g}", base, overrides) for good in shares]
     lines = ["# Gain over SFT by the share of good agents", "", f"{datetime.date.today()}, {points[0]['n']} simulated conversations a candidate, one training a share: {shown('benchmarks.share', arguments)}", "",
              f"![Gain of DPO and PPO over SFT, in points, by the share of conversations that agents without bad habits wrote]({out.stem}.svg)", "",
-             "| by good agents | SFT | DPO over SFT | PPO over SFT |", "|---|---|---|---|"]
+             "| by good agents | SFT | DPO over SFT | PPO over SFT | violations of SFT | DPO less SFT | PPO less SFT |", "|---" * 7 + "|"]
     for point in points:
-        cells = [f"{point[f'{name}_gain'][0]:+.1%} [{point[f'{name}_gain'][1]:+.1%}, {point[f'{name}_gain'][2]:+.1%}]" if f"{name}_gain" in point else "refused: the reward model did not pass its gate" for name in LEARNED]
-        lines.append(f"| {point['share']:.0%} | {point['sft'][0]:.0%} [{point['sft'][1]:.0%}, {point['sft'][2]:.0%}] | {cells[0]} | {cells[1]} |")
+        cells = [f"{point['share']:.0%}"]
+        for what in ("gain", "violations"):
+            cells.append("{:.0%} [{:.0%}, {:.0%}]".format(*point[f"sft_{what}"]))
+            cells += ["{:+.1%} [{:+.1%}, {:+.1%}]".format(*point[f"{name}_{what}"]) if f"{name}_{what}" in point else "refused: the reward model did not pass its gate" for name in LEARNED]
+        lines.append(f"| {' | '.join(cells)} |")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join([*lines, ""]), encoding="utf-8")
     out.with_suffix(".svg").write_text(picture(points), encoding="utf-8")
