@@ -19,6 +19,12 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half))
 
 
+def share(hits: float, n: int) -> dict:
+    """So many of n (a tie is half a hit), with its 95 % interval: {"value", "low", "high", "n"}; a value of None where n is 0."""
+    low, high = wilson(int(hits), n)
+    return {"value": hits / n if n else None, "low": low, "high": high, "n": n}
+
+
 def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of a mean by drawing the values anew (Efron 1979)."""
     rng, n = random.Random(seed), len(values)

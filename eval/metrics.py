@@ -3,14 +3,13 @@ remembers is measured in `eval.memorisation` and `eval.regurgitation`."""
 
 from __future__ import annotations
 
-from data_prep.statistics import wilson
+from data_prep import statistics
 
 HARMS = {"violations", "unasked", "loops", "exposure", "exposure_told", "regurgitation", "extraction"}      # metrics whose gate is the most that is allowed
 
 
 def share(hits: int, n: int) -> dict:
-    low, high = wilson(hits, n)
-    return {"value": hits / n if n else None, "low": low, "high": high, "n": n, "gate": None}
+    return {**statistics.share(hits, n), "gate": None}
 
 
 def success(outcomes: list[dict]) -> dict:

@@ -26,7 +26,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen3C
 from data_prep.artifacts import ROOT, StageError, require, stage_output
 from data_prep.conversation import read_jsonl, write_json
 from data_prep.hermes import parse_reply
-from data_prep.statistics import wilson
+from data_prep.statistics import share
 from serve.engine.decoding import decode, pick
 from training.labelled import LossOfLabelled
 from training.models import IGNORE, encode, in_batches_of_like_length, train, trainer_arguments
@@ -136,17 +136,14 @@ def run(config) -> None:
 
 def examined(model, tokenizer, exam: list[tuple[list[dict], dict]], settings) -> dict | None:
     """The share of an exam's first questions that the base answers right, greedily, with a 95 % interval and their number; None of none that it has room for."""
-    questions = [(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"], answer) for messages, answer in exam]
-    questions = [each for each in questions if len(each[0]) + settings.max_new_tokens <= settings.max_tokens][:EXAMINED]
+    asked = ((tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"], answer) for messages, answer in exam)
+    questions = list(itertools.islice((each for each in asked if len(each[0]) + settings.max_new_tokens <= settings.max_tokens), EXAMINED))
     hits = 0
     for some in (questions[k:k + 32] for k in range(0, len(questions), 32)):
         said = decode(model, tokenizer, [ids for ids, _ in some], settings.max_new_tokens, lambda logits: pick(logits, 0))
         hits += sum(is_right(parse_reply(tokenizer.decode(reply, skip_special_tokens=True)), answer) for [reply], (_, answer) in zip(said, some, strict=True))
-    if not questions:
-        return None
-    low, high = wilson(hits, len(questions))
-    return {"value": hits / len(questions), "low": low, "high": high, "n": len(questions)}
+    return share(hits, len(questions)) if questions else None
 
 
-def told(share: dict) -> str:
-    return f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}] of {share['n']}"
+def told(found: dict) -> str:
+    return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}] of {found['n']}"

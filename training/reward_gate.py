@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from data_prep.statistics import paired_difference, wilson
+from data_prep.statistics import paired_difference, share
 from training.adapters import OneBase
 from training.ensemble import combined, members
 from training.judgements import Judged, kind, wording
@@ -94,9 +94,8 @@ def right(apart: np.ndarray) -> np.ndarray:
 
 
 def share_right(hits: np.ndarray) -> dict:
-    """The share of the pairs that are right (`right`, at least one), with a 95 % interval and their number."""
-    low, high = wilson(int(hits.sum()), len(hits))
-    return {"value": float(hits.mean()), "low": low, "high": high, "n": len(hits)}
+    """The share of the pairs that are right (`right`), with a 95 % interval and their number."""
+    return share(float(hits.sum()), len(hits))
 
 
 def accuracy_check(apart: np.ndarray, least: float) -> dict:
