@@ -549,7 +549,7 @@ import sys, torch
 sys.path.insert(0, {root!r})
 from omegaconf import OmegaConf
 from tests.test_ppo import episodes_of
-from training.group import Group
+from training.group import Group, leave
 from training.models import load_tokenizer
 from training.alarms import measured
 from training.ppo import appraise, load_players, update
@@ -566,6 +566,7 @@ for _ in range(2):
     entry = measured(samples, lambda trees, replies: torch.zeros(1), group)
     logged = update(model, optimizer, samples, config.ppo, group)
 torch.save({{"weights": [p.detach() for p in model.parameters("policy") + model.parameters("value")], "entry": entry, "logged": logged}}, {out!r} + f"/{{group.size}}-{{group.rank}}.pt")
+leave()
 """
 
 

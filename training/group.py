@@ -15,6 +15,13 @@ from data_prep.artifacts import process_count, process_rank
 PATIENCE = datetime.timedelta(hours=6)         # what one process makes for all (`same`) may take longer than the ten minutes that are NCCL's
 
 
+def leave() -> None:
+    """Give up the group, at the end of a process that succeeded: gloo's threads, still there when Python ends, can abort it (pytorch#190489), and all it did would count as failed.
+    Not after an error: NCCL would wait here for processes that wait elsewhere."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Group:
     """The processes that train together; one alone is a group too."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from conf.load import ConfigError, load_config
-from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, process_rank, read_manifest, stage_dir, take_lock, versions
+from data_prep.artifacts import ROOT, FileHashes, StageError, code_hash, hash_value, is_current, module_file, outputs_hash, process_count, process_rank, read_manifest, stage_dir, take_lock, versions
 from data_prep.company.pack import PackError, load_pack
 from data_prep.signoff import read_signoff, review_folder
 
@@ -197,6 +197,10 @@ def run_stage(name: str, settings: str) -> None:
         if process_rank() > 0:
             said_once.enter_context(contextlib.redirect_stdout(said_once.enter_context(open(os.devnull, "w"))))
         module.run(config)
+    if process_count() > 1:
+        from training.group import leave
+
+        leave()
 
 
 def run(config) -> None:
