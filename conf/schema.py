@@ -211,7 +211,13 @@ class Evaluate:
     batch_size: int = MISSING
     max_replies: int = MISSING            # assistant messages after which a simulated conversation is given up
     seed: int = MISSING
-    gates: dict[str, float] = MISSING     # metric: least value (or most, for harm)
+    attacks: int = MISSING                # of each class and language, on the best two candidates
+    persona_conversations: int = MISSING  # of each persona
+    trials: int = MISSING                 # of one case, each in other words
+    trial_conversations: int = MISSING
+    minutes: float = MISSING              # time budget
+    gates: dict[str, float] = MISSING     # of the model alone: metric: least value (or most, for harm)
+    hard_gates: dict[str, float] = MISSING   # of what is served
 
 
 @dataclass
@@ -225,6 +231,9 @@ class Export:
 @dataclass
 class Verify:
     conversations: int = MISSING
+    persona_conversations: int = MISSING  # of each persona
+    every: int = MISSING                  # each so many-eth message of the handoff suite
+    attacks: int = MISSING                # of each class and language
     max_difference: float = MISSING       # how far success over HTTP may lie below the evaluated one
 
 
@@ -237,6 +246,8 @@ class Config:
     reuse: str | None = MISSING
     dry_run: bool = MISSING
     company: str | None = MISSING
+    endpoint: str | None = MISSING
+    endpoint_model: str = MISSING
     trainer: dict[str, Any] = MISSING
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -267,6 +278,7 @@ class Serve:
     served_model_name: str = MISSING
     max_tokens: int = MISSING
     threads: int | None = MISSING
+    guard: bool = MISSING                 # the guard of serve/handoff.py looks at every reply
 
 
 def register() -> None:

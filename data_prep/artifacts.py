@@ -161,8 +161,10 @@ def code_hash(module: str) -> str:
 
 
 def _tables_beside(module: Path, tree: ast.AST) -> list[Path]:
-    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w/]+\.(?:yaml|crfsuite)", node.value)}
-    return [path for name in sorted(named) if (path := module.parent / name).is_file()]
+    """The files that a module names in its strings, and all in the folders it names ("suites/")."""
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w/]+(?:\.yaml|\.crfsuite|/)", node.value)}
+    found = [module.parent / name for name in sorted(named)]
+    return [path for path in found if path.is_file()] + [path for folder in found if folder.is_dir() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -1,18 +1,21 @@
-"""Stage `evaluate`: every candidate talks to the same simulated customers, and is asked what it remembers; gates, scorecard, decision, report.
+"""Stage `evaluate`: every candidate talks to the same simulated customers, the best two go through the full suites; gates, scorecard, decision, report.
 
-    evaluate/scorecard.json     {"candidates": {"sft": {"success": {"value", "low", "high", "n", "gate"}, …}}}
-    evaluate/decision.json      {"winner": "dpo" or null, "reasons": […]}
+    evaluate/scorecard.json     {"candidates": {"sft": {"success": {"value", "low", "high", "n", "gate"}, …, "served": {…}}}}
+    evaluate/decision.json      {"winner": "dpo" or null, "reasons": […], "waived": […]}
     evaluate/report.html        pictures, tables, and failed talks to read
     evaluate/talks/             every simulated talk of every candidate
     evaluate/asked/             of every candidate what it remembers, and its replies to held-out prompts
+    evaluate/suites/            of the best two every message and every attack that was tried, and what came of it
 
-Gates are read on unseen wordings. What could not be measured says "not evaluated", and a hard gate that was not evaluated refuses.
-Who plants no canaries takes their gate away too, `~evaluate.gates.exposure`: to leave it out is a decision, not an oversight.
+The short suite ranks the model alone (`gates`). The full suites decide on what would be served, the model behind the guard (`hard_gates`). What could not
+be measured says "not evaluated", and a gate that was not evaluated refuses. A gate that is taken away (`~evaluate.hard_gates.leaks`,
+`~evaluate.gates.exposure` for who plants no canaries) is named in the decision, the report and the model card.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,39 +23,55 @@ from omegaconf import OmegaConf
 
 from data_prep.artifacts import require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
+from data_prep.company.talk import Talk
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
 from data_prep.statistics import paired_difference
-from eval import report
+from eval import report, served, suites
 from eval.memorisation import continued, measure_exposure
-from eval.metrics import HARMS, SIMULATED
+from eval.metrics import AT_MOST, HARMS, SIMULATED, served_row
 from eval.regurgitation import beginnings, regurgitation, replies_of
 from eval.replies import held_out, sentence_of, write_replies
 from eval.simulator import draw_talks, simulate
 from serve.engine import Sampling
 from serve.engine.embedded import Embedded
+from serve.handoff import policy_of
 from training.models import load_candidate, load_tokenizer
 from training.workers import side_by_side
 
 MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
 MAX_BEGUN = 100         # training replies whose beginning is given away, per candidate
+FINALISTS = 2           # candidates that go through the full suites
+# Without one of these a decision says so.
+GATES = "success", "human_reach", "violations", "unasked", "loops", "exposure", "regurgitation"
+HARD_GATES = ("reach_asked", "reach_alone", "requests_needed", "false_handoff", "needless_handoff", "must_escalate", "escalation_ece", "loops_3", "violations", "injections", "commitments", "invented_money",
+              "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
 SPLITS = "unseen", "seen"   # wordings of the simulated customers
 EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary
 
 
 def run(config) -> None:
-    settings = config.evaluate
+    settings, began = config.evaluate, time.time()
     candidates = [name for name in settings.candidates if exists(config, name)]
     require(config, "prepare", "evaluate")
     with stage_output(config, "evaluate") as out:
+        print(f"{len(candidates)} candidates, {settings.conversations + settings.seen_conversations} conversations each, then the full suites on the best {FINALISTS}; time budget {settings.minutes:g} minutes", flush=True)
         side_by_side(config, examine, [(name, Path(out)) for name in candidates])
         outcomes = {name: {split: list(talks_of(Path(out), name, split)) for split in (SPLITS if config.company else ())} for name in candidates}
         scorecard = {name: score(outcomes[name], **json.loads((out / f"asked/{name}.json").read_text()), gates=OmegaConf.to_container(settings.gates)) for name in candidates}
         compare(scorecard, outcomes)
-        decision = decide(scorecard, list(settings.gates))
+        best = finalists(scorecard, list(settings.gates)) if config.company else []
+        print(f"ranked in {(time.time() - began) / 60:.1f} minutes; full suites: {', '.join(best) or 'none'}", flush=True)
+        side_by_side(config, examine_fully, [(name, Path(out)) for name in best])
+        records = {name: recorded(config, Path(out), name, outcomes[name]["unseen"]) for name in best}
+        for name in best:
+            scorecard[name]["served"] = gated(served_row(records[name]), OmegaConf.to_container(settings.hard_gates), AT_MOST)
+        decision = decide(scorecard, list(settings.gates), list(settings.hard_gates))
+        minutes = (time.time() - began) / 60
         write_json(out / "scorecard.json", {"candidates": scorecard})
         write_json(out / "decision.json", decision)
-        report.write(config, out / "report.html", scorecard, decision, outcomes)
-        out.summary(headline(scorecard, decision), winner=decision["winner"])
+        report.write(config, out / "report.html", scorecard, decision, outcomes, served.sections(records, scorecard, dict(settings.hard_gates)) if best else [])
+        print(f"evaluated in {minutes:.1f} of {settings.minutes:g} minutes" + ("" if minutes <= settings.minutes else ": fewer evaluate.conversations, or more threads, would keep the budget"), flush=True)
+        out.summary(headline(scorecard, decision), winner=decision["winner"], waived=decision["waived"])
 
 
 def examine(config, name: str, folder: Path) -> None:
@@ -80,6 +99,27 @@ def examine(config, name: str, folder: Path) -> None:
     write_json(folder / f"asked/{name}.json", {"remembered": remembered, "replies": replies})
 
 
+def examine_fully(config, name: str, folder: Path) -> None:
+    """The full suites on one candidate; what was tried is not tried again."""
+    if (folder / f"suites/{name}-trials.jsonl").is_file():          # written last
+        return
+    settings, pack = config.evaluate, load_pack(config.company)
+    engine, sampling = Embedded(load_candidate(config, name), load_tokenizer(config), config.model.max_tokens), Sampling(max_tokens=config.model.max_new_tokens)
+
+    def play(talks: list[Talk], label: str) -> list[dict]:
+        return simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {label}")
+
+    for suite, rows in suites.examine(pack, play, policy_of(pack), suites.Sizes(1, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)).items():
+        write_jsonl(folder / f"suites/{name}-{suite}.jsonl", rows)
+
+
+def recorded(config, folder: Path, name: str, talks: list[dict]) -> dict[str, list[dict]]:
+    """The records of all suites of a candidate, and its talks as customers would have had them with the guard."""
+    pack = load_pack(config.company)
+    records = {path.stem.removeprefix(f"{name}-"): [row for _, row in read_jsonl(path)] for path in sorted((folder / "suites").glob(f"{name}-*.jsonl"))}
+    return records | {"talks": suites.served_outcomes(pack, talks, policy_of(pack), config.evaluate.seed)}
+
+
 def talks_of(folder: Path, name: str, split: str) -> Iterator[dict]:
     return (talk for _, talk in read_jsonl(folder / f"talks/{name}-{split}.jsonl"))
 
@@ -98,11 +138,16 @@ def exists(config, name: str) -> bool:
 def score(outcomes: dict[str, list[dict]], remembered: dict, replies: dict, gates: dict[str, float]) -> dict:
     """One candidate's row: each metric on unseen wordings and what is remembered, with their gates, success on seen ones, and the held-out replies."""
     row = {name: metric(outcomes["unseen"]) if outcomes else {"value": None, "low": None, "high": None, "n": 0, "gate": None} for name, metric in SIMULATED.items()} | remembered
-    for name, threshold in gates.items():
-        row[name]["gate"] = gate(row[name]["value"], threshold, harm=name in HARMS)
+    gated(row, gates, HARMS)
     if outcomes:
         row["success_seen"] = SIMULATED["success"](outcomes["seen"])
     row["held_out"] = replies
+    return row
+
+
+def gated(row: dict, gates: dict[str, float], harms: set[str]) -> dict:
+    for name, threshold in gates.items():
+        row[name]["gate"] = gate(row[name]["value"], threshold, harm=name in harms)
     return row
 
 
@@ -122,19 +167,36 @@ def compare(scorecard: dict, outcomes: dict) -> None:
                 row[f"success_over_{other}"] = {"value": value, "low": low, "high": high, "n": len(mine), "gate": None}
 
 
-def decide(scorecard: dict, gates: list[str]) -> dict:
-    """The candidate of highest success among those that pass every gate, or none and why."""
+def refusals(row: dict, gates: list[str]) -> list[str]:
+    """Which of these gates a row does not pass, in words."""
+    return [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.3g}" if row[g]["value"] is not None else row[g].get("why", "")) for g in gates if row[g]["gate"] != "pass"]
+
+
+def finalists(scorecard: dict, gates: list[str]) -> list[str]:
+    """The best two by success of those that pass the short suite's gates; of all, where none passes, so that it is seen what else they lack."""
+    trained = [name for name in scorecard if name != "base"]
+    passing = [name for name in trained if not refusals(scorecard[name], gates)]
+    return sorted(passing or trained, key=lambda name: -(scorecard[name]["success"]["value"] or 0.0))[:FINALISTS]
+
+
+def decide(scorecard: dict, gates: list[str], hard_gates: list[str]) -> dict:
+    """The candidate of highest success behind the guard among those that pass every gate, or none and why; and the gates that were taken away."""
     reasons, passing = [], []
     for name, row in scorecard.items():
-        failed = [f"{g} {row[g]['gate']}" + (f" at {row[g]['value']:.3g}" if row[g]["value"] is not None else row[g].get("why", "")) for g in gates if row[g]["gate"] != "pass"]
+        failed = refusals(row, gates)
+        if "served" in row:
+            failed += refusals(row["served"], hard_gates)
+        elif not failed and name != "base":
+            failed = ["not among the best two"] if any("served" in other for other in scorecard.values()) else [f"{g} not evaluated" for g in hard_gates]
         if failed:
             reasons.append(f"{name}: {', '.join(failed)}")
         elif name != "base":
             passing.append(name)
-    winner = max(passing, key=lambda name: scorecard[name]["success"]["value"], default=None)
+    winner = max(passing, key=lambda name: scorecard[name]["served"]["success"]["value"] if "served" in scorecard[name] else scorecard[name]["success"]["value"], default=None)
     if winner:
         reasons.insert(0, f"{winner} passes every gate with the highest success")
-    return {"winner": winner, "reasons": reasons or ["no candidate was evaluated"]}
+    waived = [g for g in (*GATES, *HARD_GATES) if g not in (*gates, *hard_gates)]
+    return {"winner": winner, "reasons": reasons or ["no candidate was evaluated"], "waived": waived}
 
 
 def headline(scorecard: dict, decision: dict) -> str:

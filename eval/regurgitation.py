@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from data_prep.conversation import Message
-from eval.metrics import share
+from data_prep.statistics import share
 
 LONG = 12          # words; of held-out replies that people wrote, none of the sample's 4,533 and 58 of STAR's 10,042 repeat so many
 BEGINNING = 8      # words of a training reply that are given away when the model is asked to go on
@@ -65,7 +65,7 @@ def regurgitation(replies: list[tuple[list[Message], Message]], rows: Iterable[d
     """Replies with a mark that is exactly one training customer's and not in their context / all replies."""
     made = [own_marks(context, reply) for context, reply in replies]
     theirs = owned(set().union(*made), rows)
-    return share(sum(bool(each & theirs) for each in made), len(made))
+    return share(sum(bool(each & theirs) for each in made), len(made)) | {"gate": None}
 
 
 def replies_of(outcomes: dict[str, list[dict]]) -> list[tuple[list[Message], Message]]:

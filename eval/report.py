@@ -25,12 +25,15 @@ REMEMBERED = f"""<p><b>exposure</b>: how many bits better than by guessing a mod
 {ALTERNATIVES} other secrets beside each): {chance(ALTERNATIVES):.2f} is chance, {log2(ALTERNATIVES + 1):.0f} is as much as can be seen; the customer said the secret and the agent repeated it.
 <b>exposure_told</b>: the same where the agent said it and nobody before, the worst case. <b>regurgitation</b>: replies that repeat {LONG} words in a row, or an
 identifier, which only one training customer's conversations hold and their own does not. <b>extraction</b>: the same of replies whose first {BEGINNING} words were given away.</p>"""
+APART = "held_out", "served"          # parts of a scorecard's row that have tables of their own
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "figure.autolayout": True, "svg.hashsalt": "supportloop"})
 
 
-def write(config, path: Path, scorecard: dict, decision: dict, outcomes: dict) -> None:
+def write(config, path: Path, scorecard: dict, decision: dict, outcomes: dict, served: list[str]) -> None:
+    """`served`: the page's parts on what would be served (`eval.served`)."""
     gates = dict(config.evaluate.gates)
     parts = [f"<p><b>{'Winner: ' + decision['winner'] + '.' if decision['winner'] else 'No candidate may go out.'}</b> {html.escape('; '.join(decision['reasons']))}.</p>",
+             *([f'<p class="fail">Gates taken away: {", ".join(decision["waived"])}.</p>'] if decision["waived"] else []), *served, "<h2>All candidates, the model alone</h2>",
              "<p>Success is the world's true end state and the facts that had to be told, with no violation, at temperature 0. Bars carry 95 % intervals. "
              "Unseen wordings, names and policy values never occur in training; gates read them.</p>"]
     if any(outcomes.values()):
@@ -111,13 +114,13 @@ def cell(metric: dict) -> str:
         return '<span class="fail">not evaluated</span>' if metric["gate"] else "not evaluated"
     shown = "{:.2f}" if "unit" in metric else "{:.1%}"
     value, low, high = (shown.format(metric[key]) for key in ("value", "low", "high"))
-    text = f"{value} [{low}, {high}]{' bits' if 'unit' in metric else ''} n {metric['n']}"
+    text = f"{value} [{low}, {high}]{' ' + metric['unit'] if 'unit' in metric else ''} n {metric['n']}"
     return f'<span class="{metric["gate"]}">{text} · {metric["gate"]}</span>' if metric["gate"] else text
 
 
 def scores(scorecard: dict, gates: dict) -> str:
-    metrics = [key for key in next(iter(scorecard.values())) if key != "held_out"]
-    metrics += [k for row in scorecard.values() for k in row if k not in metrics and k != "held_out"]
+    metrics = [key for key in next(iter(scorecard.values())) if key not in APART]
+    metrics += [k for row in scorecard.values() for k in row if k not in metrics and k not in APART]
     rows = [[f"{m}" + (f" (gate {gates[m]:g})" if m in gates else ""), *(cell(row[m]) if m in row else "" for row in scorecard.values())] for m in dict.fromkeys(metrics)]
     return table(["metric", *scorecard], rows)
 
@@ -159,10 +162,15 @@ def failures(outcomes: dict, winner: str | None) -> str:
     chosen = [group[i] for i in range(10) for group in groups.values() if i < len(group)][:10]
     parts = [f"<p>{len(failed)} of {len(outcomes[name]['unseen'])} talks of {name} failed.</p>"]
     for o in chosen:
-        turns = "".join(f'<div class="turn {m["role"]}"><b>{m["role"]}</b> {html.escape(m["content"])} {html.escape(_calls(m))}</div>' for m in o["messages"])
         why = ", ".join([*o["violations"], *(f"unasked {name}" for name in o["unasked"])]) or o["ended"]
-        parts.append(f"<details><summary>{html.escape(o['scenario'])}, {o['language']}: {html.escape(why)}</summary>{turns}</details>")
+        parts.append(talk(f"{html.escape(o['scenario'])}, {o['language']}: {html.escape(why)}", o["messages"]))
     return "\n".join(parts)
+
+
+def talk(title: str, messages: list[dict]) -> str:
+    """A conversation to open and read; what the guard sent is marked."""
+    turns = "".join(f'<div class="turn {m["role"]}"><b>{m["role"]}{" · guard: " + m["guard"] if m.get("guard") else ""}</b> {html.escape(m["content"])} {html.escape(_calls(m))}</div>' for m in messages)
+    return f"<details><summary>{title}</summary>{turns}</details>"
 
 
 def _calls(message: dict) -> str:

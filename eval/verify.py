@@ -1,7 +1,7 @@
-"""Stage `verify`: the gates once more, over HTTP, on what was exported. `release.json` makes the release final.
+"""Stage `verify`: the hard gates once more, over HTTP, on what was exported. `release.json` makes the release final.
 
-It starts `python -m serve` on the exported folder as an operator would, and lets simulated customers talk to it through
-the openai client.
+It starts `python -m serve` on the exported folder as an operator would, with its guard, and lets simulated customers, requests for a person and attacks
+come to it through the openai client.
 """
 
 from __future__ import annotations
@@ -14,37 +14,19 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import openai
 from omegaconf import OmegaConf
 
 from data_prep.artifacts import StageError, outputs_hash, read_manifest, require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
-from data_prep.conversation import Message, chat_message, write_json
-from eval.metrics import HARMS, SIMULATED
-from eval.simulator import draw_talks, simulate
-from serve.engine import Completion, Sampling
+from data_prep.conversation import write_json
+from eval import suites
+from eval.endpoint import UNSEEN, OverHttp, tried
+from eval.metrics import AT_MOST, served_row
 
 START_SECONDS = 120
-
-
-class OverHttp:
-    """An engine that is somewhere else: any OpenAI-compatible endpoint."""
-
-    def __init__(self, base_url: str, model: str):
-        self.client, self.model = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120), model
-
-    def generate(self, conversations: list[list[Message]], sampling: Sampling) -> list[Completion]:
-        with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(lambda c: self._one(c, sampling), conversations))
-
-    def _one(self, messages: list[Message], sampling: Sampling) -> Completion:
-        made = self.client.chat.completions.create(model=self.model, messages=[chat_message(m) for m in messages], temperature=sampling.temperature, max_tokens=sampling.max_tokens)
-        choice = made.choices[0]
-        calls = "".join(f'<tool_call>{{"name": {json.dumps(c.function.name)}, "arguments": {c.function.arguments}}}</tool_call>' for c in choice.message.tool_calls or [])
-        return Completion((choice.message.content or "") + calls, choice.finish_reason, made.usage.prompt_tokens, made.usage.completion_tokens)
+TOO_FEW = {"language_gap"}        # needs more conversations than are had here
 
 
 @contextlib.contextmanager
@@ -76,25 +58,28 @@ def run(config) -> None:
     export = require(config, "export", "verify")
     facts = json.loads((export / "export.json").read_text())
     before = json.loads((require(config, "evaluate", "verify") / "scorecard.json").read_text())["candidates"][facts["winner"]]
-    pack, settings = load_pack(config.company), config.evaluate
+    settings, pack = config.verify, load_pack(config.company)
+    sizes = suites.Sizes(settings.every, settings.attacks, settings.persona_conversations, 1, settings.conversations, config.evaluate.seed)
     with stage_output(config, "verify") as out:
         with served(export / "model") as url:
-            talks = draw_talks(pack, config.verify.conversations, "unseen", settings.seed)
-            outcomes = simulate(OverHttp(url, "supportloop"), talks, batch_size=16, max_replies=settings.max_replies, sampling=Sampling(max_tokens=config.model.max_new_tokens), label="over HTTP")
-        measured = {name: metric(outcomes) for name, metric in SIMULATED.items()}
-        held, failed = [], []
-        for name, threshold in OmegaConf.to_container(settings.gates).items():
-            if name not in measured:
-                continue        # exposure is read from the weights, regurgitation with the training set: a client has neither
-            # A few conversations cannot show the threshold itself; they must not contradict it.
-            metric = measured[name]
-            contradicts = metric["value"] is None or (metric["low"] > threshold if name in HARMS else metric["high"] < threshold)
-            (failed if contradicts else held).append(name)
-        gap = before["success"]["value"] - measured["success"]["value"] if before["success"]["value"] is not None else 0.0
-        if gap > config.verify.max_difference:
+            measured = served_row(tried(OverHttp(url, "supportloop", pack.tool_schemas()), pack, sizes, config, "over HTTP"))
+        gates = {name: value for name, value in OmegaConf.to_container(config.evaluate.hard_gates).items() if name not in UNSEEN | TOO_FEW}
+        failed = contradicted(measured, gates)
+        held = [name for name in gates if name not in failed]
+        expected = before.get("served", before)["success"]["value"]
+        if expected is not None and (gap := expected - measured["success"]["value"]) > settings.max_difference:
             failed.append(f"success over HTTP is {gap:.2f} below the evaluated one")
         manifest = read_manifest(stage_dir(config, "export"))
         write_json(out / "release.json", {"winner": facts["winner"], "forced": facts["forced"], "served": outputs_hash(manifest), "held": held, "failed": failed, "measured": measured})
         if failed and not facts["forced"]:
             raise StageError(f"what is served does not hold its gates: {', '.join(failed)}; the release is not final, see {out.path}/release.json")
-        out.summary(f"{facts['winner']} over HTTP: success {measured['success']['value']:.0%} of {measured['success']['n']}; gates held: {', '.join(held)}" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
+        out.summary(f"{facts['winner']} over HTTP: success {measured['success']['value']:.0%} of {measured['success']['n']}; {len(held)} gates held" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
+
+
+def contradicted(measured: dict, gates: dict[str, float]) -> list[str]:
+    """The gates that do not hold. Of a few cases none can show the threshold itself; they must not contradict it: the interval must reach it, and where nothing at all is allowed,
+    one case is too many."""
+    def wrong(metric: dict, name: str) -> bool:
+        return metric["value"] is None or (metric["low"] > gates[name] if name in AT_MOST else metric["high"] < gates[name])
+
+    return [name for name in gates if wrong(measured[name], name)]

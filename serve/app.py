@@ -1,13 +1,14 @@
 """The endpoint: `/v1/models`, `/v1/chat/completions` (plain, streaming, tool calls) and `/health`.
 
-It never executes a tool and never logs what a customer or the assistant says.
+With a company's `handoff.json` the guard (`serve.handoff`) looks at every reply before it goes out: a stream then begins when the reply is whole, for
+words that were sent cannot be taken back. It never executes a tool and never logs what a customer or the assistant says.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,13 +16,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from data_prep.conversation import Message
 from data_prep.hermes import OPEN, parse_reply
 from serve.engine import Completion, Engine
+from serve.handoff import guarded
 from serve.protocol import ChatCompletionRequest, chunk, error, new_id, response, usage
 
 
-def create_app(engine: Engine, model_name: str, max_tokens: int) -> FastAPI:
-    """The application around one engine. max_tokens: of prompt and reply together."""
+def create_app(engine: Engine, model_name: str, max_tokens: int, policy: dict | None = None) -> FastAPI:
+    """The application around one engine. max_tokens: of prompt and reply together. policy: what the guard must know of the company; None lets every reply through."""
     app = FastAPI(title="supportloop", docs_url=None, redoc_url=None)
 
     @app.exception_handler(RequestValidationError)
@@ -48,22 +51,24 @@ def create_app(engine: Engine, model_name: str, max_tokens: int) -> FastAPI:
         if request.model not in (None, model_name):
             return JSONResponse(error(f"The model `{request.model}` does not exist; this server has `{model_name}`.", "NotFoundError", 404, "model"), 404)
         messages, sampling = [m.plain() for m in request.messages], request.sampling(max_tokens // 2)
+        guard = (lambda reply: guarded(messages, reply, policy).reply) if policy else None
         if request.stream:
             counted = bool(request.stream_options and request.stream_options.include_usage)
-            return StreamingResponse(events(engine.stream(messages, sampling), model_name, counted), media_type="text/event-stream")
+            return StreamingResponse(events(engine.stream(messages, sampling), model_name, counted, guard), media_type="text/event-stream")
         completion = (await run_in_threadpool(engine.generate, [messages], sampling))[0]
-        return response(model_name, parse_reply(completion.text), completion)
+        reply = parse_reply(completion.text)
+        return response(model_name, await run_in_threadpool(guard, reply) if guard else reply, completion)
 
     return app
 
 
-def events(pieces: Iterator[str | Completion], model: str, include_usage: bool) -> Iterator[str]:
-    """The reply as server-sent events. Text goes out as it comes; what may be the start of a tool call waits for its end."""
+def events(pieces: Iterator[str | Completion], model: str, include_usage: bool, guard: Callable[[Message], Message] | None = None) -> Iterator[str]:
+    """The reply as server-sent events. Text goes out as it comes, or behind a guard as it passes; what may be the start of a tool call waits for its end."""
     identity, sent, text = new_id(), 0, ""
     yield _event(chunk(identity, model, {"role": "assistant", "content": ""}))
     for piece in pieces:
         if isinstance(piece, Completion):
-            message = parse_reply(piece.text)
+            message = guard(parse_reply(piece.text)) if guard else parse_reply(piece.text)
             visible = message["content"]
             if len(visible) > sent:
                 yield _event(chunk(identity, model, {"content": visible[sent:]}))
@@ -76,7 +81,7 @@ def events(pieces: Iterator[str | Completion], model: str, include_usage: bool) 
             yield "data: [DONE]\n\n"
             return
         text += piece
-        safe = releasable(text)
+        safe = "" if guard else releasable(text)
         if len(safe) > sent:
             yield _event(chunk(identity, model, {"content": safe[sent:]}))
             sent = len(safe)

@@ -2,6 +2,7 @@
 
     export/model/          what is served: stock Qwen3, loads with AutoModelForCausalLM and in vLLM unchanged
     export/adapter/        the winner's adapter, where it has one
+    export/model/handoff.json what the guard must know of the company; the endpoint reads it
     export/model/README.md the model card: figures, gates, limits, and hashes from transcripts to weights
     export/MODEL_CARD.md   the same
 
@@ -20,8 +21,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.artifacts import StageError, hash_file, outputs_hash, read_manifest, require, stage_dir, stage_output
+from data_prep.company.pack import load_pack
 from data_prep.conversation import read_jsonl, truncate, write_json
 from data_prep.signoff import sentence
+from serve.handoff import POLICY, policy_of
 
 LINEAGE = ("generate", "anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo", "evaluate")
 
@@ -44,6 +47,8 @@ def run(config) -> None:
         model.to(getattr(torch, config.export.dtype)).save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         (out / "model" / "chat_template.jinja").write_text(template, encoding="utf-8")
+        if config.company:
+            write_json(out / "model" / POLICY, policy_of(load_pack(config.company)))
         parity = check_parity(config, base, adapter, out / "model", tokenizer)
         card = model_card(config, winner, decision, parity, out / "model")
         for place in (out / "MODEL_CARD.md", out / "model" / "README.md"):
@@ -92,11 +97,16 @@ def check_parity(config, base: str, adapter: Path | None, exported: Path, tokeni
     return {"agreement": agreement, "tokens": total, "prompts": len(rows)}
 
 
+def _figure(metric: dict) -> str:
+    return "not measured" if metric["value"] is None else f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
 def model_card(config, winner: str, decision: dict, parity: dict, model: Path) -> str:
     """What it is, how well it did, what it must not be used for, and the chain of hashes from transcripts to weights."""
     scorecard = json.loads((stage_dir(config, "evaluate") / "scorecard.json").read_text())["candidates"][winner]
     figures = [f"| {name} | {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {m['n']} | {m['gate'] or ''} |" for name, m in scorecard.items()
-               if name != "held_out" and m["value"] is not None]
+               if name not in ("held_out", "served") and m["value"] is not None]
+    behind = [f"| {name} | {_figure(m)} | {_figure(m['alone'])} | {m['n']} | {m['gate'] or ''} |" for name, m in scorecard.get("served", {}).items() if m["value"] is not None]
     chain = []
     for stage in LINEAGE:
         manifest = read_manifest(stage_dir(config, stage))
@@ -115,6 +125,8 @@ def model_card(config, winner: str, decision: dict, parity: dict, model: Path) -
         f"Base: {base}. Trained on {source}. Personal data: {claim}. {review}.", "", "## Figures", "",
         "Simulated conversations on wordings, names and policy values that training never saw, temperature 0; the 95 % interval in brackets.", "",
         "| metric | value | n | gate |", "|---|---|---|---|", *figures, "",
+        *(["What is served, the model behind the guard, and the model alone, in the full suites:", "", "| metric | served | alone | n | gate |", "|---|---|---|---|---|", *behind, ""] if behind else []),
+        *([f"**Gates taken away for this release: {', '.join(decision['waived'])}.**", ""] if decision.get("waived") else []),
         "Exposure is in bits: how much better than by guessing it ranks made-up secrets that were planted in its training set; 1.44 where nothing is remembered.", "",
         f"Greedy tokens equal before and after merging: {parity['agreement']:.2%} of {parity['tokens']} over {parity['prompts']} prompts.", "",
         "## Limits", "", "For customers of the company whose transcripts it was trained on, behind a human who can be reached. Evaluated by simulation, not on live customers.", "",

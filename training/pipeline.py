@@ -59,8 +59,9 @@ STAGES = (
     Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "reward", "ppo"), TRAIN, parallel=True, company=True),
     Stage("rloo", "training.rloo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer", "reward", "rloo"), TRAIN),
     Stage("evaluate", "eval.evaluate", ("prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
-    Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, signed=True),
+    Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, company=True, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
+    Stage("endpoint", "eval.endpoint", (), ("evaluate", "endpoint", "endpoint_model"), company=True),
 )
 # For glibc: freed memory is kept for the next tensors. Given back, as is the default, every step asks for it page by page again: about a twentieth of the processor's time of a small model.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 28)}
@@ -75,6 +76,8 @@ def built() -> list[str]:
 
 def planned(config) -> list[Stage]:
     """The stages this run has, in order. Raises: ConfigError for an unknown one, listing the choices."""
+    if config.endpoint:
+        return [BY_NAME["endpoint"]]
     unknown = [name for name in config.stages if name not in built()]
     if unknown:
         raise ConfigError(f"unknown stages {unknown}; the stages are {built()}")
@@ -93,7 +96,8 @@ def fingerprint(config, stage: Stage, hashes: FileHashes, code: dict[str, str]) 
         manifest = read_manifest(stage_dir(config, need))
         if manifest:
             inputs[need] = outputs_hash(manifest)
-    values = {block: {key: value for key, value in OmegaConf.to_container(config[block]).items() if key not in NOT_ITS_OWN.get(block, ())} for block in stage.reads}
+    whole = OmegaConf.to_container(config)
+    values = {block: {key: value for key, value in whole[block].items() if key not in NOT_ITS_OWN.get(block, ())} if isinstance(whole[block], dict) else whole[block] for block in stage.reads}
     files = {}
     if stage.signed:
         values["signoff"] = [config.anonymise.signoff, read_signoff(config.run_dir)]
@@ -214,7 +218,7 @@ def run(config) -> None:
         wanted = fingerprint(config, stage, hashes, code)
         folder = stage_dir(config, stage.name)
         label = f"[{number}/{len(stages)}] {stage.name:<10}"
-        if is_current(folder, hash_value(wanted), hashes):
+        if stage.name != "endpoint" and is_current(folder, hash_value(wanted), hashes):       # what answers there may be another one today
             print(f"{label} current, skipped", flush=True)
             continue
         if config.dry_run:

@@ -41,12 +41,18 @@ class Talk:
         self.is_over = not says
 
 
-def draw_talk(pack: Pack, number: int, split: str, seed: int, weight: str = "weight") -> Talk:
-    """Case `number` of a seed: always the same customer. `weight` names the mix of scenarios: the archive's, or `unseen_weight` (evaluation's)."""
+def draw_talk(pack: Pack, number: int, split: str, seed: int, weight: str = "weight", manner: dict | None = None, trial: int = 0) -> Talk:
+    """Case `number` of a seed: always the same customer. `weight` names the mix of scenarios: the archive's, or `unseen_weight` (evaluation's).
+
+    `manner`: a persona, as Customer takes it. `trial`: the same case with a customer who puts it in other words.
+    """
     rng = random.Random(f"{seed}-{split}-{number}")
     scenario = rng.choices(pack.scenarios, [s[weight] for s in pack.scenarios])[0]
     language = rng.choices(list(pack.languages), list(pack.languages.values()))[0]
     world = draw_world(pack, scenario, language, split, rng)
-    customer = Customer(world, split, rng)
-    opening = [{"role": "user", "content": text} for text in customer.open()]
-    return Talk(number, world, customer, [{"role": "system", "content": system_message(world)}, *opening])
+    return begin(number, world, Customer(world, split, random.Random(f"{seed}-{split}-{number}-{trial}") if trial else rng, **manner or {}))
+
+
+def begin(number: int, world: World, customer: Customer) -> Talk:
+    """A conversation that the customer has opened."""
+    return Talk(number, world, customer, [{"role": "system", "content": system_message(world)}, *({"role": "user", "content": text} for text in customer.open())])

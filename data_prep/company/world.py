@@ -26,6 +26,7 @@ class World:
     violations: list[str] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
+    note: str = ""                # what somebody wrote into the record, which lookups return beside the facts
 
     def call(self, name: str, arguments: object) -> dict:
         """Run a tool as the back office would. Bad calls return `{"error": …}` and change nothing."""
@@ -48,7 +49,8 @@ class World:
             part, key = target.split(".")
             self.state[part][key] = evaluate(value, names)
         self.calls.append((name, arguments))
-        return {key: evaluate(value, {**self.state, "arguments": arguments}) for key, value in tool["returns"].items()}
+        found = {key: evaluate(value, {**self.state, "arguments": arguments}) for key, value in tool["returns"].items()}
+        return found | ({"note": self.note} if self.note and set(found) - {"ok"} else {})
 
     def slot(self, name: str) -> object:
         """The true value of a tool's argument or of something an agent asks for (the pack's `arguments` table)."""

@@ -34,7 +34,8 @@ class Embedded:
         return self._ids(cut)
 
     def _ids(self, messages: list[Message]) -> list[int]:
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        """Control tokens that somebody typed, or wrote into an order, stay text: they open no turn."""
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, sanitize_control_tokens=True)["input_ids"]
 
     @torch.inference_mode()
     def generate(self, conversations: list[list[Message]], sampling: Sampling) -> list[Completion]:

@@ -1,0 +1,227 @@
+"""The guard: between a model's reply and the customer, so that nobody goes in circles, is promised what was not done, gets what policy forbids, or is kept from a person.
+
+    guarded(messages, reply, policy)     the reply that may be sent, and why where it is another one
+
+It is a pure function of the conversation, the reply and data: the words of 35 languages in `serve/languages/` and a company's `policy_of(pack)`, which
+goes out with the model as `handoff.json`. The endpoint and the simulated customers of evaluation call the same one. What it sends in place of a reply is
+a message in the customer's language with the tool call `transfer_to_human(reason, summary)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from typing import NamedTuple
+
+from rapidfuzz.fuzz import ratio
+from simpleeval import AttributeDoesNotExist, NameNotDefined
+
+from data_prep.company.pack import Pack, evaluate
+from data_prep.conversation import Message, tool_call
+from serve.cues import TOPICS, asks_whether_ai, language_of, languages, needs_person, normal
+
+POLICY = "handoff.json"                # beside the model that is served
+TRANSFER = "transfer_to_human"
+AT_ONCE = {"self_harm", "threat"}      # topics in which nothing is looked up first
+ALIKE = 90            # rapidfuzz ratio from which two replies are the same one
+MOST_CALLS = 6        # tool calls in a row that a customer waits through
+_number = re.compile(r"\d+(?:[.,]\d+)*")
+_money = re.compile(r"(?:€|\$|£|\b(?:eur|euros?|usd|dollars?|gbp|pounds?|kr|kronor|sek|nok|dkk|zł|pln|chf)\b)", re.IGNORECASE)
+# A reason that is no topic: what is said then (serve/languages/*.yaml), and what the colleague is to do.
+SAID = {"human": "human", "loop": "loop", "asked_again": "loop", "stuck": "loop", "promise": "unsure", "invented": "unsure", "not_allowed": "unsure", "language": "language"}
+NEXT = {"human": "Speak with the customer.", "loop": "Read what was asked; the assistant repeated itself.", "asked_again": "Do not ask again what the customer has given.",
+        "stuck": "Take over; the assistant did not come to an answer.", "promise": "Decide on what the customer wants; nothing was promised.", "invented": "Answer with the right figures.",
+        "not_allowed": "Decide on what the customer wants; company policy, as far as it can be seen, does not allow what the assistant was about to do.",
+        "language": "Answer in the customer's language.", "fraud": "Check the account and the orders for misuse.", "hardship": "Agree on a way to pay.", "legal": "Pass on to whoever answers legal matters.",
+        "threat": "Warn those concerned and follow the company's rule for threats.", "self_harm": "Speak with the customer at once; call for help where there is danger."}
+
+
+class Guarded(NamedTuple):
+    """What may be sent. `reason`: why it is not the model's reply, or None. A model that hands over itself keeps its words, and `reason` is None."""
+
+    reply: Message
+    reason: str | None
+
+
+def policy_of(pack: Pack) -> dict:
+    """What the guard must know of a company: its languages, what its replies look like when they promise or ask, and which tools make a promise true. Plain JSON."""
+    company, trained = pack.company, list(pack.languages)
+
+    def patterns(kind: str) -> list[str]:
+        return [p for p in (pack.phrases[code]["recognise"].get(kind) for code in trained) if p]
+
+    promises = {name: {"patterns": patterns(name), "tools": sorted(t["name"] for t in pack.tools.values() if _named(condition) & set(t["effects"]))} for name, condition in company.get("promises", {}).items()}
+    slots = {slot: {"patterns": patterns(f"ask_{slot}"), "value": company.get("slots", {}).get(slot)} for slot in pack.slots()}
+    identity = sorted({key for tool in pack.tools.values() for key, kind in tool["parameters"].items() if kind == "string" and any(f"arguments.{key} ==" in c for c in tool["requires"].values())})
+    deeds = {name: {"allowed": tool["allowed"], "parameters": sorted(tool["parameters"])} for name, tool in pack.tools.items() if tool["allowed"]}
+    tells = {name: {key: path for key, path in tool["returns"].items() if _named(path) == {path}} for name, tool in pack.tools.items()}
+    return {"languages": trained, "promises": promises, "slots": slots, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": 0.5}
+
+
+def _named(expression: str) -> set[str]:
+    """The `part.key` names that an expression of a pack speaks of."""
+    return {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(str(expression), mode="eval")) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+
+
+def guarded(messages: list[Message], reply: Message, policy: dict) -> Guarded:
+    """The reply itself, completed where it hands over, or what is sent in its place. `messages`: the conversation before it, tool results included."""
+    if any(name == TRANSFER and "error" not in result for name, _, result in calls(messages)):
+        return Guarded(reply, None)
+    language = languages().get(language_of(spoken(messages, "user"), policy["languages"]), languages()["en"])
+    if TRANSFER in (call["function"]["name"] for call in reply.get("tool_calls") or []):
+        return Guarded(_completed(messages, reply, language.say["human"], policy), None)
+    if reason := why(messages, reply, policy, language):
+        return Guarded(hand_over(messages, reason, language, policy), reason)
+    if reply["content"] and asks_whether_ai(turn(messages), language):
+        return Guarded({"role": "assistant", "content": language.say["ai"]}, "ai")
+    return Guarded(reply, None)
+
+
+def why(messages: list[Message], reply: Message, policy: dict, language) -> str | None:
+    """The reason for which a person must take over instead of this reply, or None. What the customer says comes first, then what the assistant would say."""
+    said = turn(messages)
+    if language.code not in policy["languages"]:
+        return "language"
+    found = needs_person(said, language)
+    concern = max((name for name in ("human", *policy["topics"])), key=found.get) if 1 - found["none"] >= policy["p_person"] else None
+    if concern in AT_ONCE:
+        return concern
+    if not may_do(messages, reply, policy):
+        return "not_allowed"
+    if not reply["content"]:           # it looks something up or does something before it speaks
+        return "stuck" if waited(messages) >= MOST_CALLS or not reply.get("tool_calls") else None
+    if concern:
+        return concern
+    if any(_is_empty(promise, reply, messages) for promise in policy["promises"].values()):
+        return "promise"
+    if invented(messages, reply["content"], money=True):
+        return "invented"
+    return repeated(messages, reply["content"], policy)
+
+
+def turn(messages: list[Message]) -> str:
+    """What the customer has written since the assistant last spoke, a line a message."""
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant" and m["content"]), default=-1)
+    return spoken(messages[last + 1:], "user")
+
+
+def spoken(messages: list[Message], role: str) -> str:
+    return "\n".join(m["content"] for m in messages if m["role"] == role and m["content"])
+
+
+def waited(messages: list[Message]) -> int:
+    """Tool calls since the customer last wrote."""
+    last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+    return sum(m["role"] == "tool" for m in messages[last + 1:])
+
+
+def calls(messages: list[Message]) -> list[tuple[str, dict, dict]]:
+    """(tool, arguments, result) of every call that was answered; what is no JSON object counts as an error."""
+    made, open_calls = [], {}
+    for message in messages:
+        if message["role"] == "assistant":
+            open_calls = {call["id"]: call["function"] for call in message.get("tool_calls") or []}         # ids are a message's own: some models number each message's calls anew
+        elif message["role"] == "tool" and message.get("tool_call_id") in open_calls:
+            function = open_calls.pop(message["tool_call_id"])
+            made.append((function["name"], as_object(function["arguments"]), as_object(message["content"])))
+    return made
+
+
+def as_object(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"error": "not an object"}
+
+
+def _is_empty(promise: dict, reply: Message, messages: list[Message]) -> bool:
+    """Is this promised here, with no tool call that made it true?"""
+    done = any(name in promise["tools"] and "error" not in result for name, _, result in calls(messages))
+    return not done and any(re.search(pattern, reply["content"], re.IGNORECASE) for pattern in promise["patterns"])
+
+
+def may_do(messages: list[Message], reply: Message, policy: dict) -> bool:
+    """Does company policy allow what the reply would do, by what the conversation has shown? What was not shown allows nothing: a person can look."""
+    facts = known_facts(messages, policy)
+    for call in reply.get("tool_calls") or []:
+        deed, arguments = policy["deeds"].get(call["function"]["name"]), as_object(call["function"]["arguments"])
+        if deed and set(arguments) == set(deed["parameters"]):           # with other arguments the back office does nothing
+            try:
+                if not evaluate(deed["allowed"], {**facts, "arguments": arguments}):
+                    return False
+            except (NameNotDefined, AttributeDoesNotExist, TypeError):
+                return False
+    return True
+
+
+def known_facts(messages: list[Message], policy: dict) -> dict[str, dict]:
+    """What holds, by part: the policy values of the system message, and what tools told; the last word counts."""
+    facts: dict[str, dict] = {}
+    system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+    if found := _system_pattern(policy["system"]).search(" ".join(system.split())):
+        for path, value in found.groupdict().items():
+            part, key = path.split("__")
+            facts.setdefault(part, {})[key] = int(value) if value.isdigit() else value
+    for name, _, result in calls(messages):
+        for key, path in policy["tells"].get(name, {}).items():
+            part, inner = path.split(".")
+            if key in result:
+                facts.setdefault(part, {})[inner] = result[key]
+    return facts
+
+
+@functools.cache
+def _system_pattern(template: str) -> re.Pattern:
+    """The system message's template as an expression that finds the values: <policy.return_days> is a group."""
+    parts = re.split(r"<([a-z_]+(?:\.[a-z_]+)?)>", " ".join(template.split()))
+    made = [re.escape(text) if place % 2 == 0 else f"(?P<{text.replace('.', '__')}>.+?)" if "." in text and text.replace(".", "__") not in "".join(parts[:place]) else ".+?" for place, text in enumerate(parts)]
+    return re.compile("".join(made))
+
+
+def invented(messages: list[Message], text: str, *, money: bool) -> list[str]:
+    """The numbers of a reply that nothing before it holds: neither the system message, nor a tool, nor the customer. `money`: amounts of money alone."""
+    known = set(_number.findall(" ".join([*(m["content"] or "" for m in messages if m["role"] != "assistant"), *(json.dumps(a) for _, a, result in calls(messages) if "error" not in result)])))
+    return [m.group() for m in _number.finditer(text) if m.group() not in known and (not money or _money.search(text[max(0, m.start() - 8):m.end() + 9]))]
+
+
+def repeated(messages: list[Message], text: str, policy: dict) -> str | None:
+    """"loop" where a reply was said before already, "asked_again" where it asks for what the customer has given."""
+    before = [m["content"] for m in messages if m["role"] == "assistant" and m["content"]]
+    given = spoken(messages, "user")
+    for slot in policy["slots"].values():
+        asks = [any(re.search(pattern, each, re.IGNORECASE) for pattern in slot["patterns"]) for each in [*before, text]]
+        if asks[-1] and any(asks[:-1]) and slot["value"] and re.search(slot["value"], given):
+            return "asked_again"
+    return "loop" if any(ratio(normal(text), normal(each)) >= ALIKE for each in before) else None
+
+
+def hand_over(messages: list[Message], reason: str, language, policy: dict) -> Message:
+    """The message that hands a conversation over: words in the customer's language, and the tool call."""
+    words = language.say[SAID.get(reason, "self_harm" if reason == "self_harm" else "urgent")]
+    return {"role": "assistant", "content": words, "tool_calls": [tool_call(TRANSFER, {"reason": reason, "summary": summary(messages, reason, policy)}, "call_handoff")]}
+
+
+def _completed(messages: list[Message], reply: Message, words: str, policy: dict) -> Message:
+    """The model's own handoff with words where it has none, and a summary with everything that a colleague needs."""
+    made = []
+    for call in reply["tool_calls"]:
+        if call["function"]["name"] == TRANSFER:
+            arguments = as_object(call["function"]["arguments"])
+            reason = arguments["reason"] if isinstance(arguments.get("reason"), str) else "human"
+            call = tool_call(TRANSFER, {"reason": reason, "summary": summary(messages, reason, policy)}, call["id"])
+        made.append(call)
+    return {**reply, "content": reply["content"] or words, "tool_calls": made}
+
+
+def summary(messages: list[Message], reason: str, policy: dict) -> str:
+    """What a colleague must know to go on without asking again: who it is, what was asked, what was tried, what is known, what comes next."""
+    done = calls(messages)
+    who = sorted({f"{key} {arguments[key]}" for _, arguments, result in done if "error" not in result for key in policy["identity"] if key in arguments})
+    asked = spoken(messages, "user").splitlines()
+    tried = [f"{name}: {result.get('error', 'ok')}" for name, _, result in done]
+    known = [f"{key} {value}" for _, _, result in done for key, value in result.items() if key not in ("ok", "error")]
+    return "\n".join([f"Identity: {', '.join(who) or 'not verified'}.", f"Asked: {' / '.join(asked[:1] + asked[1:][-2:])}", f"Tried: {', '.join(tried) or 'nothing yet'}.",
+                      f"Known: {', '.join(known) or 'only what the customer wrote'}.", f"Next: {NEXT.get(reason, 'Take over the conversation.')}"])
