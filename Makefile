@@ -8,7 +8,7 @@ RUN ?= runs/dev
 PIPELINE := $(PY) -m training.pipeline
 ARGS ?=
 TORCH_INDEX ?=
-STAGES := generate anonymise prepare pretrain sft reward dpo kto ppo rloo evaluate export verify
+STAGES := generate anonymise prepare pretrain sft reward dpo kto ppo rloo evaluate export verify endpoint
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 

@@ -70,6 +70,8 @@ def tried(engine: OverHttp, pack: Pack, sizes: suites.Sizes, config, label: str)
 
 
 def run(config) -> None:
+    if not config.endpoint:
+        raise StageError("the stage endpoint needs endpoint=<the address of an OpenAI-compatible endpoint, up to /v1>")
     if not config.company:
         raise StageError("endpoint= needs a company pack, whose customers talk to it: company=<folder>; copy data_prep/company/sample and change it")
     settings, pack = config.evaluate, load_pack(config.company)

@@ -95,14 +95,14 @@ def row(success, gates):
 
 
 def test_the_winner_passes_every_gate():
-    decision = decide({"base": row(0.9, ["pass", "pass"]), "sft": row(0.6, ["pass", "pass"]), "dpo": row(0.7, ["pass", "fail"])}, ["success", "loops"])
+    decision = decide({"base": row(0.9, ["pass", "pass"]), "sft": row(0.6, ["pass", "pass"]), "dpo": row(0.7, ["pass", "fail"])}, ["success", "loops"], [])
     assert decision["winner"] == "sft"
     assert any("dpo: loops fail" in reason for reason in decision["reasons"])
 
 
 def test_no_winner_says_why_and_the_unmeasured_refuses():
-    decision = decide({"sft": {"success": {**metric(None, 0), "gate": gate(None, 0.5, harm=False)}}}, ["success"])
-    assert decision == {"winner": None, "reasons": ["sft: success not evaluated"]}
+    decision = decide({"sft": {"success": {**metric(None, 0), "gate": gate(None, 0.5, harm=False)}}}, ["success"], [])
+    assert (decision["winner"], decision["reasons"]) == (None, ["sft: success not evaluated"])
     scored = score({}, {}, {}, {"success": 0.5})
     assert scored["success"]["gate"] == "not evaluated"
 
@@ -111,7 +111,7 @@ def test_without_canaries_the_gate_of_exposure_refuses_and_says_why():
     remembered = {"exposure": exposures([], 8.0), "regurgitation": metric(0.0)}
     row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
     assert row["regurgitation"]["gate"] == "pass"
-    assert decide({"sft": row}, ["exposure", "regurgitation"]) == {"winner": None, "reasons": ["sft: exposure not evaluated (no canaries were planted: prepare.canaries=0)"]}
+    assert decide({"sft": row}, ["exposure", "regurgitation"], [])["reasons"] == ["sft: exposure not evaluated (no canaries were planted: prepare.canaries=0)"]
     assert load_config(["+evaluate.gates.exposure_told=3.1"]).evaluate.gates.exposure_told == 3.1
     assert "exposure" not in load_config(["prepare.canaries=0", "~evaluate.gates.exposure"]).evaluate.gates
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,6 +15,7 @@ from data_prep.conversation import tool_call
 from data_prep.hermes import parse_reply
 from serve.app import create_app, events, releasable
 from serve.engine import Completion
+from serve.handoff import TRANSFER, policy_of
 
 CALL = '<tool_call>{"name": "get_order", "arguments": {"order_number": "48213"}}</tool_call>'
 
@@ -51,19 +53,25 @@ def test_the_start_of_a_call_is_never_released():
     assert releasable("Hello there") == "Hello there"
 
 
-@pytest.fixture
-def endpoint(scripted):
-    """A real server on a socket around a scripted engine; yields (openai client, engine)."""
-    engine = scripted(["Hello!"])
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, "supportloop", 64), port=0, log_level="error"))
+@contextlib.contextmanager
+def listening(app):
+    """A real server on a socket; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0), engine
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def endpoint(scripted):
+    """Around a scripted engine; yields (openai client, engine)."""
+    engine = scripted(["Hello!"])
+    with listening(create_app(engine, "supportloop", 64)) as url:
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0), engine
 
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -97,6 +105,25 @@ def test_the_openai_client_streams(endpoint):
     assert chunks[-1].usage.total_tokens > 0
 
 
+def test_the_guard_stands_before_the_customer_streaming_and_not(scripted, pack):
+    """The engine never hands over; the customer gets a person all the same, and a stream holds nothing of what was not to be said."""
+    with listening(create_app(scripted(["You will get the money back."]), "supportloop", 64, policy_of(pack))) as url:
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        for text, reason in (("I want to talk to a real person", "human"), ("What about my refund?", "promise")):
+            asked = {"model": "supportloop", "messages": [{"role": "user", "content": text}]}
+            choice = client.chat.completions.create(**asked).choices[0]
+            chunks = [c.choices[0] for c in client.chat.completions.create(**asked, stream=True) if c.choices]
+            said = "".join(c.delta.content or "" for c in chunks)
+            calls = [call for c in chunks for call in c.delta.tool_calls or []]
+            assert choice.finish_reason == chunks[-1].finish_reason == "tool_calls"
+            for call in (choice.message.tool_calls[0], calls[0]):
+                assert call.function.name == TRANSFER
+                assert json.loads(call.function.arguments)["reason"] == reason
+            assert said == choice.message.content
+            assert "money" not in said
+        assert client.chat.completions.create(model="supportloop", messages=[{"role": "user", "content": "Where is my parcel, number 48213?"}]).choices[0].finish_reason == "tool_calls", "a promise"
+
+
 def test_models_and_health(endpoint):
     client, _ = endpoint
     assert [m.id for m in client.models.list()] == ["supportloop"]
@@ -123,6 +150,12 @@ def test_a_tool_conversation_is_passed_on_as_it_came(endpoint):
     assert engine.asked[-1][0]["content"] == "where?"
     assert engine.asked[-1][1]["tool_calls"][0]["function"]["name"] == "get_order"
     assert engine.asked[-1][2] == {"role": "tool", "content": "{}", "tool_call_id": "call_0"}
+
+
+def test_a_model_without_what_the_guard_needs_is_not_served_by_default(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main([f"model={tmp_path}"]) == 1
+    assert "handoff.json is missing" in capsys.readouterr().err
 
 
 def test_serving_a_folder_that_is_no_model_is_one_line(capsys):
