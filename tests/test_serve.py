@@ -153,6 +153,8 @@ def test_a_tool_conversation_is_passed_on_as_it_came(endpoint):
 
 
 def test_a_model_without_what_the_guard_needs_is_not_served_by_default(tmp_path, capsys):
+    from serve.__main__ import main
+
     (tmp_path / "config.json").write_text("{}")
     assert main([f"model={tmp_path}"]) == 1
     assert "handoff.json is missing" in capsys.readouterr().err
