@@ -215,6 +215,10 @@ class Evaluate:
     persona_conversations: int = MISSING  # of each persona
     trials: int = MISSING                 # of one case, each in other words
     trial_conversations: int = MISSING
+    judge: str | None = MISSING           # an LLM judge's address
+    judge_model: str = MISSING
+    against: str | None = MISSING         # the run that was released last
+    margin: float = MISSING               # of the paired comparison with it
     minutes: float = MISSING              # time budget
     gates: dict[str, float] = MISSING     # of the model alone: metric: least value (or most, for harm)
     hard_gates: dict[str, float] = MISSING   # of what is served

@@ -15,6 +15,7 @@ be measured says "not evaluated", and a gate that was not evaluated refuses. A g
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,10 @@ from data_prep.company.pack import load_pack
 from data_prep.company.talk import Talk
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
 from data_prep.statistics import paired_difference
-from eval import report, served, suites
+from eval import business, csat, preference, report, served, suites
 from eval.memorisation import continued, measure_exposure
-from eval.metrics import AT_MOST, HARMS, SIMULATED, served_row
+from eval.metrics import AT_MOST, HARMS, NOT_MEASURED, SIMULATED, served_row
+from eval.regression import over_release, released
 from eval.regurgitation import beginnings, regurgitation, replies_of
 from eval.replies import held_out, sentence_of, write_replies
 from eval.simulator import draw_talks, simulate
@@ -39,25 +41,29 @@ from training.models import load_candidate, load_tokenizer
 from training.workers import side_by_side
 
 MAX_HELD_OUT = 200      # held-out replies that are generated and ranked, per candidate
+TIMED = 20              # replies that are timed one by one
 MAX_BEGUN = 100         # training replies whose beginning is given away, per candidate
 FINALISTS = 2           # candidates that go through the full suites
 # Without one of these a decision says so.
 GATES = "success", "human_reach", "violations", "unasked", "loops", "exposure", "regurgitation"
 HARD_GATES = ("reach_asked", "reach_alone", "requests_needed", "false_handoff", "needless_handoff", "must_escalate", "escalation_ece", "loops_3", "violations", "injections", "commitments", "invented_money",
               "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
+OVER_RELEASE = "success_over_release", "violations_over_release"        # asked where evaluate.against names a release
 SPLITS = "unseen", "seen"   # wordings of the simulated customers
 EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary
 
 
 def run(config) -> None:
     settings, began = config.evaluate, time.time()
+    before = released(settings.against)[1] if settings.against else []
     candidates = [name for name in settings.candidates if exists(config, name)]
     require(config, "prepare", "evaluate")
     with stage_output(config, "evaluate") as out:
         print(f"{len(candidates)} candidates, {settings.conversations + settings.seen_conversations} conversations each, then the full suites on the best {FINALISTS}; time budget {settings.minutes:g} minutes", flush=True)
         side_by_side(config, examine, [(name, Path(out)) for name in candidates])
         outcomes = {name: {split: list(talks_of(Path(out), name, split)) for split in (SPLITS if config.company else ())} for name in candidates}
-        scorecard = {name: score(outcomes[name], **json.loads((out / f"asked/{name}.json").read_text()), gates=OmegaConf.to_container(settings.gates)) for name in candidates}
+        asked = {name: json.loads((out / f"asked/{name}.json").read_text()) for name in candidates}
+        scorecard = {name: score(outcomes[name], asked[name], OmegaConf.to_container(settings.gates)) for name in candidates}
         compare(scorecard, outcomes)
         best = finalists(scorecard, list(settings.gates)) if config.company else []
         print(f"ranked in {(time.time() - began) / 60:.1f} minutes; full suites: {', '.join(best) or 'none'}", flush=True)
@@ -65,11 +71,15 @@ def run(config) -> None:
         records = {name: recorded(config, Path(out), name, outcomes[name]["unseen"]) for name in best}
         for name in best:
             scorecard[name]["served"] = gated(served_row(records[name]), OmegaConf.to_container(settings.hard_gates), AT_MOST)
+            write_jsonl(out / f"suites/{name}-talks.jsonl", records[name]["talks"])
+            if settings.against:
+                scorecard[name] |= over_release(records[name]["talks"], before, settings.margin)
         decision = decide(scorecard, list(settings.gates), list(settings.hard_gates))
         minutes = (time.time() - began) / 60
         write_json(out / "scorecard.json", {"candidates": scorecard})
         write_json(out / "decision.json", decision)
-        report.write(config, out / "report.html", scorecard, decision, outcomes, served.sections(records, scorecard, dict(settings.hard_gates)) if best else [])
+        views = {name: viewed(config, records[name], asked[name]) for name in best}
+        report.write(config, out / "report.html", scorecard, decision, outcomes, served.sections(records, scorecard, dict(settings.hard_gates), views) if best else [])
         print(f"evaluated in {minutes:.1f} of {settings.minutes:g} minutes" + ("" if minutes <= settings.minutes else ": fewer evaluate.conversations, or more threads, would keep the budget"), flush=True)
         out.summary(headline(scorecard, decision), winner=decision["winner"], waived=decision["waived"])
 
@@ -96,7 +106,19 @@ def examine(config, name: str, folder: Path) -> None:
     remembered = {
         **{metric: measure_exposure(engine.model, tokenizer, [c for c in canaries if c["kind"] == kind]) for metric, kind in EXPOSURES.items()},
         "regurgitation": regurgitation(said, trained_on(prepared)), "extraction": regurgitation(went_on, trained_on(prepared))}
-    write_json(folder / f"asked/{name}.json", {"remembered": remembered, "replies": replies})
+    wins = {"preferred": preference.rewarded(config, tokenizer, rows, written), "preferred_by_judge": preference.judged(settings.judge, settings.judge_model, rows, written) if settings.judge else []}
+    write_json(folder / f"asked/{name}.json", {"remembered": remembered, "replies": replies, "preference": {metric: preference.preferred(won) for metric, won in wins.items()},
+                                               "seconds_a_reply": seconds_a_reply(engine, rows, sampling)})
+
+
+def seconds_a_reply(engine: Embedded, rows: list[dict], sampling: Sampling) -> float | None:
+    """The median time of a reply to one customer alone, of the first held-out prompts."""
+    times = []
+    for row in rows[:TIMED]:
+        began = time.perf_counter()
+        engine.generate([row["prompt"]], sampling)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) if times else None
 
 
 def examine_fully(config, name: str, folder: Path) -> None:
@@ -116,8 +138,17 @@ def examine_fully(config, name: str, folder: Path) -> None:
 def recorded(config, folder: Path, name: str, talks: list[dict]) -> dict[str, list[dict]]:
     """The records of all suites of a candidate, and its talks as customers would have had them with the guard."""
     pack = load_pack(config.company)
-    records = {path.stem.removeprefix(f"{name}-"): [row for _, row in read_jsonl(path)] for path in sorted((folder / "suites").glob(f"{name}-*.jsonl"))}
+    records = {suite: [row for _, row in read_jsonl(folder / f"suites/{name}-{suite}.jsonl")] for suite in ("handoff", "attacks", "personas", "trials")}
     return records | {"talks": suites.served_outcomes(pack, talks, policy_of(pack), config.evaluate.seed)}
+
+
+def viewed(config, records: dict[str, list[dict]], asked: dict) -> list[list[str]]:
+    """The business view of a candidate, beside the held-out conversations with agents."""
+    human = business.human_conversations(row for _, row in read_jsonl(stage_dir(config, "prepare") / "sft/test.jsonl"))
+    archive = stage_dir(config, "anonymise")
+    learned = csat.learn((c for _, c in read_jsonl(archive / "conversations.jsonl")), (f for _, f in read_jsonl(archive / "feedback.jsonl"))) if (archive / "feedback.jsonl").is_file() else None
+    predicted = (learned.of(t["messages"] for t in records["talks"]), learned.of(human), learned) if learned else None
+    return business.rows(records["talks"], human, asked["seconds_a_reply"] or 0.0, records, predicted)
 
 
 def talks_of(folder: Path, name: str, split: str) -> Iterator[dict]:
@@ -135,13 +166,13 @@ def exists(config, name: str) -> bool:
     return folder.is_dir()
 
 
-def score(outcomes: dict[str, list[dict]], remembered: dict, replies: dict, gates: dict[str, float]) -> dict:
-    """One candidate's row: each metric on unseen wordings and what is remembered, with their gates, success on seen ones, and the held-out replies."""
-    row = {name: metric(outcomes["unseen"]) if outcomes else {"value": None, "low": None, "high": None, "n": 0, "gate": None} for name, metric in SIMULATED.items()} | remembered
+def score(outcomes: dict[str, list[dict]], asked: dict, gates: dict[str, float]) -> dict:
+    """One candidate's row: each metric on unseen wordings, what is remembered and how its replies fare beside the agents', with their gates, success on seen wordings, and the held-out replies."""
+    row = {name: metric(outcomes["unseen"]) if outcomes else dict(NOT_MEASURED) for name, metric in SIMULATED.items()} | asked["remembered"] | asked["preference"]
     gated(row, gates, HARMS)
     if outcomes:
         row["success_seen"] = SIMULATED["success"](outcomes["seen"])
-    row["held_out"] = replies
+    row["held_out"] = asked["replies"]
     return row
 
 
@@ -183,7 +214,7 @@ def decide(scorecard: dict, gates: list[str], hard_gates: list[str]) -> dict:
     """The candidate of highest success behind the guard among those that pass every gate, or none and why; and the gates that were taken away."""
     reasons, passing = [], []
     for name, row in scorecard.items():
-        failed = refusals(row, gates)
+        failed = refusals(row, [*gates, *(g for g in OVER_RELEASE if g in row)])
         if "served" in row:
             failed += refusals(row["served"], hard_gates)
         elif not failed and name != "base":

@@ -16,12 +16,15 @@ from eval.report import cell, svg, talk
 WORST = 10
 
 
-def sections(records: dict[str, dict], scorecard: dict, hard_gates: dict[str, float]) -> list[str]:
-    """The page's parts for each candidate that went through the full suites."""
+def sections(records: dict[str, dict], scorecard: dict, hard_gates: dict[str, float], views: dict[str, list]) -> list[str]:
+    """The page's parts for each candidate that went through the full suites; `views`: the business view of each that has one."""
     parts = ["<h2>What would be served: the model behind the guard</h2>", "<p>The guard looks at each reply before the customer gets it. <b>Alone</b> is the model without it. "
              "A gate counts what is served; where both columns pass, the model does it by itself, where only the first does, the guard does it.</p>"]
     for name, suites in records.items():
-        parts += [f"<h3>{name}</h3>", gates(scorecard[name]["served"], hard_gates), "<h4>Explicit requests for a person, by language</h4>", by_language(suites["handoff"]),
+        parts += [f"<h3>{name}</h3>", gates(scorecard[name]["served"], hard_gates)]
+        if name in views:
+            parts += ["<h4>Beside the field's best-known case</h4>", table(["figure", "the public case", "ours, served", "how", "only live"], views[name])]
+        parts += ["<h4>Explicit requests for a person, by language</h4>", by_language(suites["handoff"]),
                   "<h4>When a person must take over: precision and recall of the guard's words</h4>", curve(suites["handoff"]), kinds(suites["handoff"]),
                   "<h4>Attacks that were fallen for</h4>", attacks(suites["attacks"]), "<h4>Customers of every kind</h4>", by_persona(suites["personas"]),
                   f"<h4>The {WORST} worst talks</h4>", *worst(suites)]

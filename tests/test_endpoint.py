@@ -23,7 +23,7 @@ SMALL = ["evaluate.attacks=1", "evaluate.persona_conversations=1", "evaluate.tri
 @pytest.mark.slow
 @pytest.mark.parametrize("guarded", [True, False])
 def test_any_endpoint_is_scored(tmp_path, scripted, pack, monkeypatch, guarded):
-    cases = [c for c in handoff.cases() if c.number % 60 == 0 or c.kind == "bare" and c.language == "en"]
+    cases = [c for c in handoff.cases() if c.number % 60 == 0 or (c.kind == "bare" and c.language == "en")]
     monkeypatch.setattr(handoff, "cases", lambda: cases)
     with listening(create_app(scripted(["I can surely help you myself."]), "mine", 512, policy_of(pack) if guarded else None)) as url:
         config = load_config([f"endpoint={url}", "endpoint_model=mine", f"run_dir={tmp_path}", *SMALL])

@@ -52,7 +52,7 @@ def play(engine_of, pack, count=120, split="unseen"):
 
 def test_the_right_script_succeeds_in_every_scenario_and_language(pack):
     for split in ("unseen", "seen"):
-        outcomes = play(PerfectEngine, pack, 200, split)
+        outcomes = play(PerfectEngine, pack, 300, split)
         assert {o["scenario"] for o in outcomes} == {s["name"] for s in pack.scenarios}
         assert [(o["scenario"], o["language"], o["violations"], o["ended"]) for o in outcomes if not o["success"]] == []
 
@@ -86,6 +86,10 @@ def test_an_outcome_counts_repetitions_and_broken_calls_end_nothing(pack, script
     assert all(outcome(t)["most_repeated"] >= 3 and not t.world.calls for t in talks)
 
 
+def asked(remembered=None):
+    return {"remembered": remembered or {}, "preference": {}, "replies": {}}
+
+
 def metric(value, n=100):
     return {"value": value, "low": 0.0, "high": 1.0, "n": n, "gate": None}
 
@@ -103,13 +107,13 @@ def test_the_winner_passes_every_gate():
 def test_no_winner_says_why_and_the_unmeasured_refuses():
     decision = decide({"sft": {"success": {**metric(None, 0), "gate": gate(None, 0.5, harm=False)}}}, ["success"], [])
     assert (decision["winner"], decision["reasons"]) == (None, ["sft: success not evaluated"])
-    scored = score({}, {}, {}, {"success": 0.5})
+    scored = score({}, asked(), {"success": 0.5})
     assert scored["success"]["gate"] == "not evaluated"
 
 
 def test_without_canaries_the_gate_of_exposure_refuses_and_says_why():
     remembered = {"exposure": exposures([], 8.0), "regurgitation": metric(0.0)}
-    row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
+    row = score({}, asked(remembered), {"exposure": 3.1, "regurgitation": 0.02})
     assert row["regurgitation"]["gate"] == "pass"
     assert decide({"sft": row}, ["exposure", "regurgitation"], [])["reasons"] == ["sft: exposure not evaluated (no canaries were planted: prepare.canaries=0)"]
     assert load_config(["+evaluate.gates.exposure_told=3.1"]).evaluate.gates.exposure_told == 3.1
@@ -118,7 +122,7 @@ def test_without_canaries_the_gate_of_exposure_refuses_and_says_why():
 
 def test_what_is_remembered_is_harm_and_shown_in_its_unit():
     remembered = {"exposure": exposures([6.0, 7.0], 8.0), "regurgitation": metric(0.01)}
-    row = score({}, remembered, {}, {"exposure": 3.1, "regurgitation": 0.02})
+    row = score({}, asked(remembered), {"exposure": 3.1, "regurgitation": 0.02})
     assert (row["exposure"]["gate"], row["regurgitation"]["gate"]) == ("fail", "pass")
     assert "6.50 [6.00, 7.00] bits n 2" in cell(row["exposure"])
     assert "1.0% [0.0%, 100.0%] n 100" in cell(row["regurgitation"])
@@ -144,10 +148,11 @@ def test_a_killed_evaluation_asks_no_candidate_twice(tmp_path):
     examine(config, "base", tmp_path)
     assert [len(list(read_jsonl(tmp_path / f"talks/base-{split}.jsonl"))) for split in SPLITS] == [3, 2]
     asked = json.loads((tmp_path / "asked/base.json").read_text())
-    assert set(asked) == {"remembered", "replies"}
+    assert set(asked) == {"remembered", "replies", "preference", "seconds_a_reply"}
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/base*")}
     examine(config, "base", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/base*")} == times
     (tmp_path / "asked/base.json").unlink()          # killed before it had been asked everything
     examine(config, "base", tmp_path)
-    assert json.loads((tmp_path / "asked/base.json").read_text()) == asked
+    again = json.loads((tmp_path / "asked/base.json").read_text())
+    assert {**again, "seconds_a_reply": 0} == {**asked, "seconds_a_reply": 0}

@@ -9,14 +9,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.load import load_config
+from data_prep.artifacts import StageError
 from data_prep.company.customers import Customer, personas
 from data_prep.company.generate import tool_arguments
 from data_prep.company.pack import say
 from data_prep.company.talk import Talk, draw_talk
+from data_prep.conversation import write_json, write_jsonl
 from data_prep.hermes import OPEN
-from eval import attacks, handoff, suites
+from eval import attacks, business, handoff, suites
 from eval.evaluate import GATES, HARD_GATES, decide, finalists, gated, score
 from eval.metrics import AT_MOST, HARMS, SERVED, SIMULATED, calibration_error, requests_needed, served_row
+from eval.regression import over_release, released
 from eval.served import done_by, sections
 from eval.simulator import outcome, replay, simulate, summary_is_whole, take
 from serve.engine import Completion, Sampling
@@ -168,7 +171,8 @@ def test_every_class_of_attack_counts(tried):
 @pytest.mark.slow
 def test_the_page_shows_it(tried):
     row, records = tried["loops"]
-    parts = "\n".join(sections({"sft": records}, {"sft": row}, dict(SETTINGS.hard_gates)))
+    view = business.rows(records["talks"], [records["talks"][0]["messages"]], 0.2, records, None)
+    parts = "\n".join(sections({"sft": records}, {"sft": row}, dict(SETTINGS.hard_gates), {"sft": view}))
     assert "asked: at most" not in parts
     for word in ("reach_asked", "by the model alone", "a bot without protection", "wants_person", "guard: "):
         assert word in parts
@@ -265,7 +269,7 @@ def test_the_best_two_of_those_that_pass_go_on_and_a_gate_taken_away_is_named():
 
 
 def test_without_a_company_every_hard_gate_refuses():
-    row = score({}, {}, {}, {"success": 0.5})
+    row = score({}, {"remembered": {}, "preference": {}, "replies": {}}, {"success": 0.5})
     assert decide({"sft": row}, [], ["reach_asked"])["reasons"] == ["sft: reach_asked not evaluated"]
 
 
@@ -273,3 +277,27 @@ def test_every_hard_gate_is_measured_and_every_default_is_asked():
     assert set(SETTINGS.hard_gates) == set(HARD_GATES) <= set(SERVED)
     assert set(SETTINGS.gates) == set(GATES)
     assert set(SERVED) >= AT_MOST
+
+
+def customer(number, won, violations=(), text="hi"):
+    return {"number": number, "scenario": "s", "language": "en", "success": won, "violations": list(violations), "messages": [{"role": "system", "content": ""}, {"role": "user", "content": text}]}
+
+
+def test_a_candidate_must_not_be_worse_than_what_is_out(tmp_path):
+    out = [customer(n, n % 3 > 0) for n in range(300)]
+    same = over_release(out, out, 0.05)
+    assert same["success_over_release"]["gate"] == same["violations_over_release"]["gate"] == "pass"
+    worse = over_release([customer(n, n % 3 > 0 and n % 5 > 0) for n in range(300)], out, 0.05)
+    assert worse["success_over_release"]["gate"] == "fail"
+    harmful = over_release([customer(n, n % 3 > 0, ["promise"] if n % 6 == 0 else []) for n in range(300)], out, 0.05)
+    assert harmful["violations_over_release"]["gate"] == "fail"
+    assert decide({"sft": {"success": metric(0.9), **worse, "served": {}}}, ["success"], [])["winner"] is None
+    with pytest.raises(StageError, match="met no customer"):
+        over_release([customer(1, True, text="another pack")], out, 0.05)
+    with pytest.raises(StageError, match="there is no"):
+        released(str(tmp_path))
+    write_json(tmp_path / "evaluate/decision.json", {"winner": "ppo", "reasons": []})
+    with pytest.raises(StageError, match="evaluate that run again"):
+        released(str(tmp_path))
+    write_jsonl(tmp_path / "evaluate/suites/ppo-talks.jsonl", out)
+    assert released(str(tmp_path)) == ("ppo", out)

@@ -58,7 +58,7 @@ STAGES = (
     Stage("kto", "training.kto", ("prepare", "pretrain", "sft"), ("model", "hardware", "trainer", "kto"), TRAIN, parallel=True),
     Stage("ppo", "training.ppo", ("prepare", "pretrain", "sft", "reward", "dpo"), ("model", "hardware", "reward", "ppo"), TRAIN, parallel=True, company=True),
     Stage("rloo", "training.rloo", ("prepare", "pretrain", "sft", "reward"), ("model", "hardware", "trainer", "reward", "rloo"), TRAIN),
-    Stage("evaluate", "eval.evaluate", ("prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
+    Stage("evaluate", "eval.evaluate", ("anonymise", "prepare", "pretrain", "sft", "reward", "dpo", "kto", "ppo", "rloo"), ("model", "hardware", "evaluate"), TRAIN, company=True),
     Stage("export", "serve.export", ("anonymise", "prepare", "pretrain", "sft", "dpo", "kto", "ppo", "rloo", "evaluate"), ("model", "export"), TRAIN, company=True, signed=True),
     Stage("verify", "eval.verify", ("evaluate", "export"), ("evaluate", "verify"), TRAIN, company=True),
     Stage("endpoint", "eval.endpoint", (), ("evaluate", "endpoint", "endpoint_model"), company=True),
