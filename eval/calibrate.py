@@ -31,7 +31,7 @@ ENTRY = 0.5           # weight of an entry of a list, which is no whole message,
 
 
 def class_of(kind: str) -> str:
-    return "human" if kind in (*EXPLICIT, "request") else kind if kind in TOPICS else "none"
+    return "human" if kind in (*EXPLICIT, "request") else kind if kind in ("ai", *TOPICS) else "none"
 
 
 def examples() -> list[tuple[str, str, str, float]]:
@@ -41,7 +41,7 @@ def examples() -> list[tuple[str, str, str, float]]:
         lists = yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
         found += [(code, class_of(kind), text, 1.0) for kind, texts in lists["examples"].items() for text in texts]
         found += [(code, topic, entry.replace("*", ""), ENTRY) for topic in TOPICS for entry in lists["topics"][topic]]
-        found += [(code, "human", entry.replace("*", ""), ENTRY) for entry in lists["request"]]
+        found += [(code, name, entry.replace("*", ""), ENTRY) for name, list_ in (("human", "request"), ("ai", "ai_question")) for entry in lists[list_]]
         for kind, pattern in patterns_of(code):
             rng = random.Random(pattern)
             drawn = sorted({say(_filled(pattern, rng), {}, rng) for _ in range(DRAWS)})
@@ -97,14 +97,17 @@ def fit(x: sparse.csr_matrix, labels: np.ndarray, weight: np.ndarray, ridge: flo
 
 
 def soften(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """(constant a class, temperature) that make the probabilities of other messages right on the whole."""
+    """(constant a class, temperature) that make the probabilities of other messages right on the whole. The others hold no question whether this is an AI: that class has the constant of `none`."""
+    held = np.eye(len(CLASSES))
+    held[CLASSES.index("ai")] = held[CLASSES.index("none")]
+
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        bias, scale = flat[:-1], np.exp(flat[-1])
+        bias, scale = held @ flat[:-1], np.exp(flat[-1])
         value, gradient = likelihood((logits + bias) * scale, labels, np.ones(len(labels)))
-        return value, np.r_[gradient.sum(0) * scale, (gradient * (logits + bias)).sum() * scale]
+        return value, np.r_[held.T @ gradient.sum(0) * scale, (gradient * (logits + bias)).sum() * scale]
 
     found = minimize(loss, np.zeros(labels.shape[1] + 1), jac=True, method="L-BFGS-B").x
-    return found[:-1], float(np.exp(-found[-1]))
+    return held @ found[:-1], float(np.exp(-found[-1]))
 
 
 def one_hot(classes: list[str]) -> np.ndarray:

@@ -164,7 +164,11 @@ def served_reach(suites: dict, of: str) -> dict:
 
 
 def served_needless(suites: dict, of: str) -> dict:
-    return needless_handoff(_talks(suites, of))
+    """Conversations that need no person and were handed over, by the model, or by the guard although the model would have succeeded / those that need none. Where it would not have, a person is what helps."""
+    others = [t for t in suites["talks"] if not t["wants_human"]]
+    if of == "alone":
+        return share(sum(t["alone"]["handed_off"] for t in others), len(others))
+    return share(sum(t["handed_off"] and (t["guard"] is None or t["alone"]["success"]) for t in others), len(others))
 
 
 def success_k4(suites: dict, of: str) -> dict:

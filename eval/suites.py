@@ -20,7 +20,7 @@ from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message
 from eval import attacks, handoff
 from eval.simulator import outcome, replay, take
-from serve.cues import languages, needs_person
+from serve.cues import languages, needs_person, p_person
 from serve.handoff import guarded
 
 SOME_REPLY: Message = {"role": "assistant", "content": "…"}
@@ -59,7 +59,7 @@ def handed_over(pack: Pack, play: Play, policy: dict | None, every: int = 1) -> 
     alone = dict(zip([case.number for case in spoken], play([case.talk(pack) for case in spoken], "requests for a person"), strict=True))
     rows = []
     for case in cases:
-        row = {"number": case.number, "kind": case.kind, "language": case.language, "form": case.form, "trained": case.language in pack.languages, "p": 1 - needs_person(case.text, languages()[case.language])["none"],
+        row = {"number": case.number, "kind": case.kind, "language": case.language, "form": case.form, "trained": case.language in pack.languages, "p": p_person(needs_person(case.text, languages()[case.language])),
                "text": case.text, "alone": None, "served": True, "guard": ends[case.number]}
         if case.number in alone:
             talk = with_guard(case.talk(pack), alone[case.number], policy)

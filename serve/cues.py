@@ -13,6 +13,7 @@ import math
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,12 +26,12 @@ from rapidfuzz.distance import OSA
 
 FOLDER = Path(__file__).parent / "languages/"
 TOPICS = ("self_harm", "threat", "fraud", "legal", "hardship")         # what must go to a person at once; the first that is found names the handoff
-CLASSES = ("none", "human", *TOPICS)      # what a message is: nothing for a person, a request for one, a topic
+CLASSES = ("none", "ai", "human", *TOPICS)      # what a message is: nothing for a person, a question whether this is one, a request for one, a topic
 KINDS = ("people", "wish", "request", "mention", "machine", "ai_question")
 WITHOUT_SPACES = {"zh", "ja"}
 FEW = 3               # words of a message that is hardly more than a name for a person
 NEAR = 5              # words between a wish and the person it is for
-LETTERS, MARGIN = 8, 4.0      # fewer letters say nothing of a language; so many nats must another one be likelier than those the model was trained in
+LETTERS, MARGIN = 8, 4.0      # fewer letters say nothing of a language of the same script; so many nats must another one be likelier than those the model was trained in
 _clause = re.compile(r"[.!?;:\n。！？；،؟…]+|,\s|\s[-–—]\s")
 _long = re.compile(r"(.)\1{2,}")
 
@@ -97,14 +98,29 @@ def _identifier() -> LanguageIdentifier:
 
 
 def language_of(text: str, trained: list[str]) -> str:
-    """The language a customer writes: one of `trained`, unless another of those that there are lists of is clearly likelier. Raises: ValueError where `trained` is empty."""
+    """The language a customer writes: one of `trained`, unless another of those that there are lists of is clearly likelier, or the script is none of theirs. Raises: ValueError where `trained` is empty."""
     ranked = {{"no": "nb"}.get(code, code): score for code, score in _identifier().rank(text)}
     best, known = max(ranked, key=ranked.get), max(trained, key=lambda code: ranked.get(code, -math.inf))
-    return best if sum(map(str.isalpha, text)) >= LETTERS and ranked[best] - ranked.get(known, -math.inf) >= MARGIN else known
+    letters = [char for char in text if char.isalpha()]
+    scripts = Counter(map(_script, letters))
+    written = max(scripts, key=scripts.get, default=None)
+    if written and written not in {_script_of(code) for code in trained}:
+        return max((code for code in ranked if _script_of(code) == written), key=ranked.get, default=best if best not in trained else "en")
+    return best if len(letters) >= LETTERS and ranked[best] - ranked.get(known, -math.inf) >= MARGIN else known
 
 
-def asks_whether_ai(text: str, language: Language) -> bool:
-    return bool(language.cues["ai_question"].search(normal(text)))
+@functools.cache
+def _script(char: str) -> str:
+    """The writing system of a letter; Han and kana are one, for Japanese has both."""
+    name = unicodedata.name(char, "?").split()[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else name.split("-")[0]
+
+
+@functools.cache
+def _script_of(code: str) -> str | None:
+    """The writing system that a language's own handoff sentence is in."""
+    found = Counter(_script(char) for char in languages()[code].say["human"] if char.isalpha()) if code in languages() else Counter()
+    return max(found, key=found.get, default=None)
 
 
 def _mistyped(clause: str, language: Language) -> list[tuple[int, int]]:
@@ -119,7 +135,7 @@ def _mistyped(clause: str, language: Language) -> list[tuple[int, int]]:
 CUES = ("asked", "asked_near", "asked_before", "asked_but_mentioned", "alone", "named", "named_but_mentioned", "mistyped", "request", "request_but_mentioned", "machine", "ai_question", *TOPICS, "nothing")
 IN_A_QUESTION = ("asked", "asked_near", "asked_before", "named", "request", "machine", "nothing")         # cues that weigh something else where a question is asked
 PIECES = 2.0          # how much all pieces weigh beside one cue
-HASHED = 1 << 16      # places of the words and pieces of words of all languages together
+HASHED = 1 << 18      # places of the words and pieces of words of all languages together
 SIZE = len(CUES) + len(IN_A_QUESTION) + 1 + HASHED
 
 
@@ -187,4 +203,9 @@ def needs_person(text: str, language: Language) -> dict[str, float]:
     """`probabilities`; of one word or two, which belong to no language, in whichever language they name a person and a request is likeliest."""
     few = normal(text).count(" ") < FEW
     others = [each for each in languages().values() if each is not language and cues(text, each)["alone"]] if few else []
-    return min((probabilities(text, each) for each in (language, *others)), key=lambda found: found["none"])
+    return max((probabilities(text, each) for each in (language, *others)), key=p_person)
+
+
+def p_person(found: dict[str, float]) -> float:
+    """The probability that a person must take over, of a message's probabilities."""
+    return 1 - found["none"] - found["ai"]

@@ -20,12 +20,15 @@ from simpleeval import AttributeDoesNotExist, NameNotDefined
 
 from data_prep.company.pack import Pack, evaluate
 from data_prep.conversation import Message, tool_call
-from serve.cues import TOPICS, asks_whether_ai, language_of, languages, needs_person, normal
+from serve.cues import TOPICS, language_of, languages, needs_person, normal, p_person
 
 POLICY = "handoff.json"                # beside the model that is served
 TRANSFER = "transfer_to_human"
 AT_ONCE = {"self_harm", "threat"}      # topics in which nothing is looked up first
 ALIKE = 90            # rapidfuzz ratio from which two replies are the same one
+P_PERSON = 0.4        # probability from which a person takes over: rather once too often than once too seldom
+AI = 0.5              # probability of a question whether this is a person from which it is answered
+ENOUGH = 20           # letters in which a turn says by itself what language it is in
 MOST_CALLS = 6        # tool calls in a row that a customer waits through
 _number = re.compile(r"\d+(?:[.,]\d+)*")
 _money = re.compile(r"(?:€|\$|£|\b(?:eur|euros?|usd|dollars?|gbp|pounds?|kr|kronor|sek|nok|dkk|zł|pln|chf)\b)", re.IGNORECASE)
@@ -57,7 +60,7 @@ def policy_of(pack: Pack) -> dict:
     identity = sorted({key for tool in pack.tools.values() for key, kind in tool["parameters"].items() if kind == "string" and any(f"arguments.{key} ==" in c for c in tool["requires"].values())})
     deeds = {name: {"allowed": tool["allowed"], "parameters": sorted(tool["parameters"])} for name, tool in pack.tools.items() if tool["allowed"]}
     tells = {name: {key: path for key, path in tool["returns"].items() if _named(path) == {path}} for name, tool in pack.tools.items()}
-    return {"languages": trained, "promises": promises, "slots": slots, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": 0.5}
+    return {"languages": trained, "promises": promises, "slots": slots, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": P_PERSON}
 
 
 def _named(expression: str) -> set[str]:
@@ -69,12 +72,13 @@ def guarded(messages: list[Message], reply: Message, policy: dict) -> Guarded:
     """The reply itself, completed where it hands over, or what is sent in its place. `messages`: the conversation before it, tool results included."""
     if any(name == TRANSFER and "error" not in result for name, _, result in calls(messages)):
         return Guarded(reply, None)
-    language = languages().get(language_of(spoken(messages, "user"), policy["languages"]), languages()["en"])
+    now = turn(messages)
+    language = languages().get(language_of(now if sum(map(str.isalpha, now)) >= ENOUGH else spoken(messages, "user"), policy["languages"]), languages()["en"])
     if TRANSFER in (call["function"]["name"] for call in reply.get("tool_calls") or []):
         return Guarded(_completed(messages, reply, language.say["human"], policy), None)
     if reason := why(messages, reply, policy, language):
         return Guarded(hand_over(messages, reason, language, policy), reason)
-    if reply["content"] and asks_whether_ai(turn(messages), language):
+    if reply["content"] and needs_person(turn(messages), language)["ai"] >= AI:
         return Guarded({"role": "assistant", "content": language.say["ai"]}, "ai")
     return Guarded(reply, None)
 
@@ -85,7 +89,7 @@ def why(messages: list[Message], reply: Message, policy: dict, language) -> str 
     if language.code not in policy["languages"]:
         return "language"
     found = needs_person(said, language)
-    concern = max((name for name in ("human", *policy["topics"])), key=found.get) if 1 - found["none"] >= policy["p_person"] else None
+    concern = max((name for name in ("human", *policy["topics"])), key=found.get) if p_person(found) >= policy["p_person"] else None
     if concern in AT_ONCE:
         return concern
     if not may_do(messages, reply, policy):
@@ -145,9 +149,9 @@ def _is_empty(promise: dict, reply: Message, messages: list[Message]) -> bool:
 
 def may_do(messages: list[Message], reply: Message, policy: dict) -> bool:
     """Does company policy allow what the reply would do, by what the conversation has shown? What was not shown allows nothing: a person can look."""
-    facts = known_facts(messages, policy)
     for call in reply.get("tool_calls") or []:
         deed, arguments = policy["deeds"].get(call["function"]["name"]), as_object(call["function"]["arguments"])
+        facts = known_facts(messages, policy, arguments)
         if deed and set(arguments) == set(deed["parameters"]):           # with other arguments the back office does nothing
             try:
                 if not evaluate(deed["allowed"], {**facts, "arguments": arguments}):
@@ -157,15 +161,17 @@ def may_do(messages: list[Message], reply: Message, policy: dict) -> bool:
     return True
 
 
-def known_facts(messages: list[Message], policy: dict) -> dict[str, dict]:
-    """What holds, by part: the policy values of the system message, and what tools told; the last word counts."""
+def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[str, dict]:
+    """What holds, by part: the policy values of the system message, and what tools told of the same thing (another order's facts are none of this one's); the last word counts."""
     facts: dict[str, dict] = {}
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
     if found := _system_pattern(policy["system"]).search(" ".join(system.split())):
         for path, value in found.groupdict().items():
             part, key = path.split("__")
             facts.setdefault(part, {})[key] = int(value) if value.isdigit() else value
-    for name, _, result in calls(messages):
+    for name, asked, result in calls(messages):
+        if any(key in asked and key in arguments and asked[key] != arguments[key] for key in policy["identity"]):
+            continue
         for key, path in policy["tells"].get(name, {}).items():
             part, inner = path.split(".")
             if key in result:
@@ -183,8 +189,15 @@ def _system_pattern(template: str) -> re.Pattern:
 
 def invented(messages: list[Message], text: str, *, money: bool) -> list[str]:
     """The numbers of a reply that nothing before it holds: neither the system message, nor a tool, nor the customer. `money`: amounts of money alone."""
-    known = set(_number.findall(" ".join([*(m["content"] or "" for m in messages if m["role"] != "assistant"), *(json.dumps(a) for _, a, result in calls(messages) if "error" not in result)])))
-    return [m.group() for m in _number.finditer(text) if m.group() not in known and (not money or _money.search(text[max(0, m.start() - 8):m.end() + 9]))]
+    before = " ".join([*(m["content"] or "" for m in messages if m["role"] != "assistant"), *(json.dumps(a) for _, a, result in calls(messages) if "error" not in result)])
+    known = {amount(each) for each in _number.findall(before)}
+    return [m.group() for m in _number.finditer(text) if amount(m.group()) not in known and (not money or _money.search(text[max(0, m.start() - 8):m.end() + 9]))]
+
+
+def amount(written: str) -> str:
+    """A number without the signs between thousands, with a point before its cents, and without cents that are none: 1,250.00, 1.250 and 1250 are one."""
+    plain = re.sub(r"[.,](?=\d{3}(?:\D|$))", "", written).replace(",", ".")
+    return re.sub(r"\.0+$", "", plain)
 
 
 def repeated(messages: list[Message], text: str, policy: dict) -> str | None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data_prep.company.generate import archive
 from data_prep.conversation import tool_call
 from eval.handoff import SUITES, TOPICS, messages_of
-from serve.cues import CLASSES, FOLDER, KINDS, clauses, language_of, languages, needs_person, normal, probabilities
-from serve.handoff import TRANSFER, calls, guarded, invented, policy_of, summary
+from serve.cues import CLASSES, FOLDER, KINDS, clauses, language_of, languages, needs_person, normal, p_person, probabilities
+from serve.handoff import TRANSFER, amount, calls, guarded, invented, policy_of, summary
 
 SYSTEM = {"role": "system", "content": "Returns: 28 days. Late fee: 9 euro."}
 ASKS = {"role": "assistant", "content": "Of course, I am happy to help. What is your order number?"}
@@ -77,6 +77,42 @@ def test_an_amount_that_nothing_holds_is_not_said(policy):
     assert invented(asked, "It takes 5 days and costs 9 euro", money=True) == []
     assert invented(asked, "It takes 5 days and costs 9 euro", money=False) == ["5"]
     assert invented([*asked, *call("get_order", {"order_number": "1"}, {"amount": 120})], "€120 or 121 kr", money=True) == ["121"]
+
+
+def test_another_orders_facts_allow_nothing(policy):
+    """Policy is asked with what is known of the very order that something is to be done with."""
+    facts = {"status": "delivered", "days": 3, "amount": 40, "return_days_left": 5, "extended": False, "due_days": 2}
+    talk = [*said("I want to return my shoes"), *call("get_order", {"order_number": "81401"}, facts)]
+
+    def refund(number):
+        return {"role": "assistant", "content": "", "tool_calls": [tool_call("issue_refund", {"order_number": number, "amount": 40})]}
+
+    assert guarded(talk, refund("81401"), policy).reason is None
+    assert guarded(talk, refund("77777"), policy).reason == "not_allowed", "never looked up"
+    late = [*talk, *call("get_order", {"order_number": "77777"}, {**facts, "return_days_left": 0})]
+    assert guarded(late, refund("77777"), policy).reason == "not_allowed"
+    assert guarded(late, refund("81401"), policy).reason is None
+
+
+def test_policy_values_are_read_from_the_system_message(pack, policy):
+    talk = [{"role": "system", "content": "Support of Brindle Pay for Lumo. Returns: 28 days. Extension: 12 days, once. Late fee: 9 euro."}, {"role": "user", "content": "two weeks more please"},
+            *call("get_order", {"order_number": "1"}, {"extended": False})]
+
+    def extend(days):
+        return guarded(talk, {"role": "assistant", "content": "", "tool_calls": [tool_call("extend_due_date", {"order_number": "1", "days": days})]}, policy).reason
+
+    assert (extend(12), extend(14)) == (None, "not_allowed")
+    assert guarded(talk[1:], {"role": "assistant", "content": "", "tool_calls": [tool_call("extend_due_date", {"order_number": "1", "days": 12})]}, policy).reason == "not_allowed", "what is not known allows nothing"
+
+
+def test_who_goes_on_in_another_language_gets_a_person(policy):
+    talk = [*said("Hello, I would like to know when my parcel with the shoes will arrive, please"), ASKS, {"role": "user", "content": "Perdone, prefiero seguir en español porque no entiendo bien"}]
+    assert guarded(talk, {"role": "assistant", "content": "It arrives soon."}, policy).reason == "language"
+
+
+@pytest.mark.parametrize(("a", "b"), [("1,250.00", "1250"), ("1.250,50", "1250.50"), ("9,00", "9"), ("12.5", "12,5")])
+def test_an_amount_is_the_same_however_it_is_written(a, b):
+    assert amount(a) == amount(b)
 
 
 def test_nothing_is_said_twice_and_nothing_given_is_asked_again(policy):
@@ -178,7 +214,7 @@ def test_any_text_at_all_has_probabilities(text, code):
     found = probabilities(text, languages()[code])
     assert set(found) == set(CLASSES)
     assert abs(sum(found.values()) - 1) < 1e-4
-    assert needs_person(text, languages()[code])["none"] <= found["none"] + 1e-6 or len(normal(text).split()) >= 3
+    assert p_person(needs_person(text, languages()[code])) >= p_person(found) - 1e-6
 
 
 @given(st.lists(st.sampled_from(["user", "assistant", "tool"]), max_size=8), st.text(max_size=60))

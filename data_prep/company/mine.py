@@ -131,7 +131,7 @@ def _phrases(code: str, mine: list[dict], intents: list[str], half: int) -> dict
     if half:
         return {**made, **names}
     return {**made, "agent": {style: {**said, "handoff_human": handing, "goodbye": edit} for style in ("kind", "curt")}, "summaries": {"human": "EDIT"},
-            "recognise": {"refusal": "EDIT", **{intent: ".+" for intent in intents}}, "products": ["EDIT"], **names}
+            "recognise": {"refusal": "EDIT", **dict.fromkeys(intents, ".+")}, "products": ["EDIT"], **names}
 
 
 def _plain(text: str) -> str:
