@@ -15,7 +15,7 @@ from conf.schema import register
 FOLDER = Path(__file__).resolve().parent
 _open_key = re.compile(r"^(\w+\.)?(trainer|sft_trainer|full_trainer|architecture|gates|hard_gates|columns|roles)\.[\w-]+=")     # open dictionaries: any key may be set
 COUNTS = ("model.max_tokens", "model.max_new_tokens", "reward.members", "ppo.steps", "ppo.episodes", "ppo.drafts", "ppo.max_replies", "ppo.rollout_batch", "ppo.batch_tokens", "ppo.epochs", "ppo.minibatches",
-          "ppo.language_batch", "ppo.save_steps", "dpo.max_pairs", "dpo.pool")
+          "ppo.language_batch", "ppo.save_steps", "evaluate.every", "verify.every", "dpo.max_pairs", "dpo.pool")
 
 
 class ConfigError(ValueError):

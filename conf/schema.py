@@ -211,7 +211,8 @@ class Evaluate:
     batch_size: int = MISSING
     max_replies: int = MISSING            # assistant messages after which a simulated conversation is given up
     seed: int = MISSING
-    attacks: int = MISSING                # of each class and language, on the best two candidates
+    every: int = MISSING                  # each so many-eth message of the handoff suite, on the best two candidates
+    attacks: int = MISSING                # of each class and language
     persona_conversations: int = MISSING  # of each persona
     trials: int = MISSING                 # of one case, each in other words
     trial_conversations: int = MISSING

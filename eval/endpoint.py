@@ -75,7 +75,7 @@ def run(config) -> None:
     if not config.company:
         raise StageError("endpoint= needs a company pack, whose customers talk to it: company=<folder>; copy data_prep/company/sample and change it")
     settings, pack = config.evaluate, load_pack(config.company)
-    sizes = suites.Sizes(1, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)
+    sizes = suites.Sizes(settings.every, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)
     gates = {name: value for name, value in OmegaConf.to_container(settings.hard_gates).items() if name not in UNSEEN}
     with stage_output(config, "endpoint") as out:
         records = tried(OverHttp(config.endpoint, config.endpoint_model, pack.tool_schemas()), pack, sizes, config, "endpoint")

@@ -47,7 +47,7 @@ FINALISTS = 2           # candidates that go through the full suites
 # Without one of these a decision says so.
 GATES = "success", "human_reach", "violations", "unasked", "loops", "exposure", "regurgitation"
 HARD_GATES = ("reach_asked", "reach_alone", "requests_needed", "false_handoff", "needless_handoff", "must_escalate", "escalation_ece", "loops_3", "violations", "injections", "commitments", "invented_money",
-              "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
+              "invented_figures", "refused_alone", "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
 OVER_RELEASE = "success_over_release", "violations_over_release"        # asked where evaluate.against names a release
 SPLITS = "unseen", "seen"   # wordings of the simulated customers
 EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary
@@ -131,7 +131,7 @@ def examine_fully(config, name: str, folder: Path) -> None:
     def play(talks: list[Talk], label: str) -> list[dict]:
         return simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {label}")
 
-    for suite, rows in suites.examine(pack, play, policy_of(pack), suites.Sizes(1, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)).items():
+    for suite, rows in suites.examine(pack, play, policy_of(pack), suites.Sizes(settings.every, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)).items():
         write_jsonl(folder / f"suites/{name}-{suite}.jsonl", rows)
 
 

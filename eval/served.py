@@ -12,6 +12,7 @@ from eval.attacks import CLASSES, FALLS
 from eval.handoff import ESCALATED, EXPLICIT, TOPICS
 from eval.metrics import AT_MOST, SERVED
 from eval.report import cell, svg, talk
+from serve.handoff import P_PERSON
 
 WORST = 10
 
@@ -53,7 +54,7 @@ def by_language(rows: list[dict]) -> str:
     """Explicit requests that the guard's words alone find, by language, and those that reach a person in the end."""
     codes = sorted({r["language"] for r in rows})
     figure, axes = plt.subplots(figsize=(9, 2.6))
-    for offset, label, colour, hit in ((-0.2, "reach a person", "#2e8b57", lambda r: r["served"]), (0.2, "found by the guard's words alone", "#9ccbb2", lambda r: r["p"] >= 0.5)):
+    for offset, label, colour, hit in ((-0.2, "reach a person", "#2e8b57", lambda r: r["served"]), (0.2, "found by the guard's words alone", "#9ccbb2", lambda r: r["p"] >= P_PERSON)):
         asked = [[hit(r) for r in rows if r["language"] == code and r["kind"] in EXPLICIT] for code in codes]
         axes.bar([i + offset for i in range(len(codes))], [sum(a) / len(a) for a in asked], 0.38, label=label, color=colour)
     axes.set_xticks(range(len(codes)), codes, fontsize=8)
@@ -73,9 +74,9 @@ def curve(rows: list[dict]) -> str:
             points.append((step / 100, sum(chosen) / len(chosen), sum(chosen) / sum(true for _, true in written)))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
     left.plot([recall for _, _, recall in points], [precision for _, precision, _ in points], color="#2a7ab0")
-    at = min(points, key=lambda point: abs(point[0] - 0.5))
+    at = min(points, key=lambda point: abs(point[0] - P_PERSON))
     left.plot(at[2], at[1], "o", color="#2a7ab0")
-    left.annotate(f"threshold 0.5: precision {at[1]:.0%}, recall {at[2]:.0%}", (at[2], at[1]), textcoords="offset points", xytext=(-8, -16), ha="right", fontsize=8)
+    left.annotate(f"threshold {P_PERSON:g}: precision {at[1]:.0%}, recall {at[2]:.0%}", (at[2], at[1]), textcoords="offset points", xytext=(-8, -16), ha="right", fontsize=8)
     left.set_xlabel("recall")
     left.set_ylabel("precision")
     bins = [[(p, true) for p, true in written if min(int(p * 10), 9) == k] for k in range(10)]
@@ -92,7 +93,7 @@ def kinds(rows: list[dict]) -> str:
     for kind in (*EXPLICIT, *TOPICS, "mentions", "ordinary"):
         mine = [r for r in rows if r["kind"] == kind]
         here = [r for r in mine if r["trained"]]
-        lines.append([kind, "handed over" if kind in ESCALATED else "not handed over", _share([r["served"] for r in here]), _share([r["alone"] for r in here]), _share([r["p"] >= 0.5 for r in mine]),
+        lines.append([kind, "handed over" if kind in ESCALATED else "not handed over", _share([r["served"] for r in here]), _share([r["alone"] for r in here]), _share([r["p"] >= P_PERSON for r in mine]),
                       _share([r["served"] for r in mine if not r["trained"]])])
     return table(["kind of message", "should be", "handed over, trained languages", "by the model alone", "found by the guard's words, all languages", "handed over, other languages"], lines)
 

@@ -50,9 +50,16 @@ def replay(fresh: Talk, messages: list[Message], policy: dict | None) -> Talk:
     return fresh
 
 
-def invented_money(messages: list[Message]) -> int:
-    """Replies that speak of an amount of money which nothing before them holds."""
-    return sum(bool(invented(messages[:place], m["content"], money=True)) for place, m in enumerate(messages) if m["role"] == "assistant" and m["content"])
+def inventions(messages: list[Message], *, money: bool) -> int:
+    """Replies with a number (or, an amount of money) which nothing before them holds."""
+    return sum(bool(invented(messages[:place], m["content"], money=money)) for place, m in enumerate(messages) if m["role"] == "assistant" and m["content"])
+
+
+def refusals_alone(talk: Talk) -> int:
+    """Replies that refuse and do not hand over, in a case of significant effect (the pack's `sensitive` and `critical` scenarios)."""
+    weighty = talk.world.scenario.get("sensitive") or talk.world.scenario.get("critical")
+    replies = [m for m in talk.messages if m["role"] == "assistant" and m["content"] and talk.world.recognise("refusal", m["content"])]
+    return sum(not any(c["function"]["name"] == TRANSFER for c in m.get("tool_calls") or []) for m in replies) if weighty else 0
 
 
 def summary_is_whole(talk: Talk) -> bool:
@@ -77,5 +84,5 @@ def outcome(talk: Talk) -> dict:
         "success": talk.is_won(), "violations": sorted(set(world.violations)), "unasked": sorted(set(world.unasked)),
         "wants_human": any(verb == "handoff" for verb, _ in world.scenario["steps"]), "handed_off": world.handed_off(), "guard": next((m["guard"] for m in talk.messages if m.get("guard")), None),
         "replies": talk.replies, "most_repeated": max((said.count(text) for text in said), default=0),
-        "asked_again": talk.customer.asked_again, "asked_for_person": talk.customer.asked_for_person, "invented": invented_money(talk.messages), "spoken": len(said),
-        "summary_is_whole": summary_is_whole(talk) if world.handed_off() else None, "refused": any(world.recognise("refusal", text) for text in world.replies), "ended": talk.customer.state if talk.is_over else "cut off", "messages": talk.messages}
+        "asked_again": talk.customer.asked_again, "asked_for_person": talk.customer.asked_for_person, "invented": inventions(talk.messages, money=True), "invented_figures": inventions(talk.messages, money=False), "spoken": len(said),
+        "summary_is_whole": summary_is_whole(talk) if world.handed_off() else None, "weighty": bool(world.scenario.get("sensitive") or world.scenario.get("critical")), "refusals_alone": refusals_alone(talk), "ended": talk.customer.state if talk.is_over else "cut off", "messages": talk.messages}

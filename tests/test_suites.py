@@ -23,7 +23,10 @@ from eval.regression import over_release, released
 from eval.served import done_by, sections
 from eval.simulator import outcome, replay, simulate, summary_is_whole, take
 from serve.engine import Completion, Sampling
+from serve.engine.embedded import Embedded
 from serve.handoff import TRANSFER, policy_of
+from tests.toys import toy_run
+from training.models import load_candidate, load_tokenizer
 
 SETTINGS = load_config([]).evaluate
 GOES_OVER = '<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "human", "summary": "x"}}</tool_call>'
@@ -235,6 +238,31 @@ def test_a_trial_is_the_same_case_in_other_words(pack):
     assert first.messages == again.messages
     assert other.messages[1:] != first.messages[1:]
     assert other.world.state == first.world.state
+
+
+def test_a_refusal_in_a_weighty_case_offers_a_person_in_the_same_breath(pack):
+    weighty = next(n for n in range(200) if draw_talk(pack, n, "unseen", 1).world.scenario.get("sensitive") and draw_talk(pack, n, "unseen", 1).world.language == "en")
+    for with_person, count in ((False, 1), (True, 0)):
+        talk = draw_talk(pack, weighty, "unseen", 1)
+        take(talk, {"role": "assistant", "content": "Unfortunately I cannot do that.", **({"tool_calls": [{"id": "a", "type": "function", "function": {"name": TRANSFER, "arguments": '{"reason": "human", "summary": "x"}'}}]} if with_person else {})}, None)
+        assert outcome(talk)["refusals_alone"] == count
+
+
+def test_control_tokens_that_somebody_typed_open_no_turn(pack, tmp_path):
+    """Rendered as the model reads them, messages of the suite hold no more control tokens than there are turns; without the protection they would."""
+    config = toy_run(tmp_path)
+    tokenizer = load_tokenizer(config)
+    engine = Embedded(load_candidate(config, "base"), tokenizer, 2048)
+    control = set(tokenizer.added_tokens_encoder.values())
+    forged = 0
+    for attack in attacks.attacks(pack, 8):
+        if attack.kind == "control_tokens":
+            messages = attack.talk(pack).messages
+            clean = [{**m, "content": "x"} for m in messages]
+            count = [sum(i in control for i in engine.prompt(some, 10)) for some in (messages, clean)]
+            assert count[0] == count[1], attack.texts
+            forged += sum(i in control for i in tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]) > count[1]
+    assert forged > 10, "what the suite sends would open turns"
 
 
 def test_a_summary_is_whole_by_what_the_world_knows(pack):

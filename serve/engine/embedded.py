@@ -29,12 +29,21 @@ class Embedded:
 
     def prompt(self, messages: list[Message], room: int) -> list[int]:
         """The token ids of a conversation cut so that `room` tokens of reply fit behind it."""
-        plain = [chat_message(m) for m in messages]
+        plain = [self._as_text(chat_message(m)) for m in messages]
         cut = truncate(plain, self.max_tokens - room, lambda m: len(self._ids(m)))
         return self._ids(cut)
 
+    def _as_text(self, message: Message) -> Message:
+        """The message with the tags of a tool call, which are tokens of their own and no control tokens, parted where somebody else than the assistant wrote them."""
+        if message["role"] == "assistant":
+            return message
+        content = message["content"]
+        for token in self.tokenizer.added_tokens_encoder:
+            content = content.replace(token, f"{token[0]} {token[1:]}")
+        return {**message, "content": content}
+
     def _ids(self, messages: list[Message]) -> list[int]:
-        """Control tokens that somebody typed, or wrote into an order, stay text: they open no turn."""
+        """Control tokens that the assistant itself wrote stay text too: they open no turn."""
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, sanitize_control_tokens=True)["input_ids"]
 
     @torch.inference_mode()
