@@ -19,10 +19,12 @@ import yaml
 from scipy.optimize import minimize
 
 from conf.load import load_config
+from data_prep.artifacts import hash_value
 from data_prep.company.pack import load_pack, say
 from eval.handoff import EXPLICIT, messages_of
 from serve.cues import CLASSES, FOLDER, SIZE, TOPICS, features, languages
 
+SMALL = 0.02          # weights below it are dropped: most are of pieces that tell nothing
 DRAWS = 6             # messages of a pattern
 RIDGE = 0.03          # pull of every weight towards 0
 PRODUCTS = ("laptop", "sofa", "iPhone", "camera", "jeans")      # what <product> is in a pattern
@@ -116,10 +118,11 @@ def one_hot(classes: list[str]) -> np.ndarray:
 
 def main() -> None:
     learned, held = examples(), [(code, class_of(kind), text) for code, kind, text in messages_of("dev")]
-    made = fit(matrix((code, text) for code, _, text, _ in learned), one_hot([name for _, name, _, _ in learned]), np.array([weight for *_, weight in learned])).astype(np.float16)
+    made = fit(matrix((code, text) for code, _, text, _ in learned), one_hot([name for _, name, _, _ in learned]), np.array([weight for *_, weight in learned]))
+    made = np.where(np.abs(made) < SMALL, 0, made).astype(np.float16)
     bias, temperature = soften(matrix((code, text) for code, _, text in held) @ made.astype(np.float32), one_hot([name for _, name, _ in held]))
     partial = FOLDER / "weights.partial.npz"
-    np.savez_compressed(partial, weights=made, bias=bias.astype(np.float32), temperature=np.float32(temperature))
+    np.savez_compressed(partial, weights=made, bias=bias.astype(np.float32), temperature=np.float32(temperature), learned=hash_value(learned))
     partial.replace(FOLDER / "weights.npz")
     print(f"fitted on {len(learned)} messages in {len(languages())} languages; temperature {temperature:.2f} on {len(held)} others")
 

@@ -31,7 +31,7 @@ from eval.metrics import AT_MOST, served_row
 from eval.simulator import simulate
 from serve.engine import Completion, Sampling
 
-UNSEEN = {"reach_alone", "escalation_ece"}        # what the model does without its guard, and how sure the guard is, no client sees
+UNSEEN = {"reach_alone", "escalation_ece", "needless_handoff"}        # what the model does without its guard, and would have done in its place, and how sure the guard is, no client sees
 AT_ONCE = 8           # requests at a time
 
 

@@ -28,8 +28,8 @@ def personas() -> dict[str, dict]:
 class Customer:
     """One scripted customer. `open()` gives the first messages, `answer(reply)` the next ones, or [] when it is over."""
 
-    def __init__(self, world: World, split: str, rng: random.Random, *, patience: int = PATIENCE, typos: float = 0.12, fragments: float = 0.25, greets: float = 0.45, extras: float = 0.12, closes: float = 0.3,
-                 changes_mind: float = 0.06, insists: int | None = None, shouts: float = 0.08, mixes: float = 0.0, errs: float = 0.0, asks: list[str] = (), asks_after: int = 0):
+    def __init__(self, world: World, split: str, rng: random.Random, *, patience: int = PATIENCE, typos: float = 0.1, fragments: float = 0.25, greets: float = 0.45, extras: float = 0.12, closes: float = 0.3,
+                 changes_mind: float = 0.06, insists: int | None = None, shouts: float = 0.05, mixes: float = 0.0, errs: float = 0.0, asks: list[str] = (), asks_after: int = 0):
         """Chances are per message or sentence. insists: how often a refusal is argued with (None: as the scenario says, once). shouts: in capitals. mixes: greets and closes in another of the company's
         languages. errs: gives a wrong number before the right one. asks: what is said for a person, one after the other, from the reply after `asks_after` others on."""
         self.world, self.rng, self.patience, self.typos, self.fragments, self.greets, self.extras, self.closes = world, rng, patience, typos, fragments, greets, extras, closes
