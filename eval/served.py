@@ -35,7 +35,7 @@ def sections(records: dict[str, dict], scorecard: dict, hard_gates: dict[str, fl
 def gates(row: dict, hard_gates: dict[str, float]) -> str:
     """One line a metric: what is asked, what is served, what the model does alone, and who does it."""
     lines = []
-    for name in SERVED:
+    for name in (n for n in SERVED if n in row):
         asked = f"{'at most' if name in AT_MOST else 'at least'} {hard_gates[name]:g}" if name in hard_gates else "not asked"
         alone = row[name]["alone"]
         lines.append([name, asked, cell(row[name]), cell({**alone, "gate": None, **({"unit": row[name]["unit"]} if "unit" in row[name] else {})}), done_by(row[name], hard_gates.get(name), name in AT_MOST)])
@@ -52,7 +52,7 @@ def done_by(metric: dict, threshold: float | None, harm: bool) -> str:
 
 def by_language(rows: list[dict]) -> str:
     """Explicit requests that the guard's words alone find, by language, and those that reach a person in the end."""
-    codes = sorted({r["language"] for r in rows})
+    codes = sorted({r["language"] for r in rows if r["kind"] in EXPLICIT})
     figure, axes = plt.subplots(figsize=(9, 2.6))
     for offset, label, colour, hit in ((-0.2, "reach a person", "#2e8b57", lambda r: r["served"]), (0.2, "found by the guard's words alone", "#9ccbb2", lambda r: r["p"] >= P_PERSON)):
         asked = [[hit(r) for r in rows if r["language"] == code and r["kind"] in EXPLICIT] for code in codes]

@@ -42,10 +42,11 @@ def test_any_endpoint_is_scored(tmp_path, scripted, pack, monkeypatch, guarded):
 
 
 def test_an_endpoint_that_is_not_there_is_one_line(tmp_path, capsys):
-    assert main(["endpoint=http://127.0.0.1:9/v1", f"run_dir={tmp_path}", *SMALL]) == 1
-    assert "endpoint stopped" in capsys.readouterr().err
-    with pytest.raises(StageError, match="is it running"):
+    with pytest.raises(StageError, match="is it running") as refused:
         OverHttp("http://127.0.0.1:9/v1", "m", []).generate([[{"role": "user", "content": "my secret"}]], Sampling())
+    assert "secret" not in str(refused.value)
+    assert main(["stages=[endpoint]", f"run_dir={tmp_path}"]) == 1
+    assert "stage endpoint stopped" in capsys.readouterr().err
 
 
 def test_without_a_company_nobody_can_talk_to_it(tmp_path):
