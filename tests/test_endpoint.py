@@ -35,7 +35,7 @@ def test_any_endpoint_is_scored(tmp_path, scripted, pack, monkeypatch, guarded):
     assert not UNSEEN & set(served)
     assert not decision["passes"], "it solves nothing for anybody"
     assert (served["reach_asked"]["value"] > 0.8) == guarded
-    assert (served["requests_needed"]["value"] == 1.0) == guarded
+    assert guarded or served["requests_needed"]["value"] > 1
     page = (tmp_path / "endpoint/report.html").read_text()
     assert "does not pass" in page
     assert (tmp_path / "endpoint/suites/attacks.jsonl").is_file()
