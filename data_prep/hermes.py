@@ -17,6 +17,8 @@ def parse_reply(text: str) -> Message:
     for match in _call.finditer(text):
         try:
             body = json.loads(match.group(1))
+            if not isinstance(body["name"], str):
+                raise TypeError
             calls.append(tool_call(body["name"], body["arguments"], f"call_{len(calls)}"))
         except (ValueError, KeyError, TypeError):
             return {"role": "assistant", "content": text.strip()}

@@ -45,7 +45,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Case:
-    """One message to try. `form`: as written, mistyped or shouted."""
+    """One message to try. `form`: as written, mistyped, shouted, or behind an ordinary sentence."""
 
     number: int
     kind: str
@@ -75,11 +75,17 @@ def messages_of(half: str) -> Iterator[tuple[str, str, str]]:
 
 
 def cases() -> list[Case]:
-    """The measured half: every message as written, and the explicit requests once more, mistyped or shouted."""
-    found = []
-    for code, kind, text in messages_of("test"):
-        found.append(Case(len(found), kind, code, "as written", text))
+    """The measured half: every message as written, the explicit requests once more, mistyped or shouted, and of all that must reach a person each third behind an ordinary sentence."""
+    found, ordinary = [], {path.stem: _suite(path.stem)["test"]["ordinary"] for path in sorted((SUITES / "handoff").glob("*.yaml"))}
+
+    def add(kind: str, code: str, form: str, text: str) -> None:
+        found.append(Case(len(found), kind, code, form, text))
+
+    for number, (code, kind, text) in enumerate(messages_of("test")):
+        add(kind, code, "as written", text)
         if kind in EXPLICIT:
-            shouted = len(found) % 4 == 1
-            found.append(Case(len(found), kind, code, "shouted" if shouted else "mistyped", f"{text.upper().rstrip('.!')}!!" if shouted else typo(text, random.Random(text))))
+            shouted = number % 4 == 1
+            add(kind, code, "shouted" if shouted else "mistyped", f"{text.upper().rstrip('.!')}!!" if shouted else typo(text, random.Random(text)))
+        if kind in ESCALATED and number % 3 == 0:
+            add(kind, code, "behind", f"{ordinary[code][number % len(ordinary[code])].rstrip('.!?')}. {text}")
     return found

@@ -13,6 +13,8 @@ from data_prep.artifacts import StageError
 from data_prep.conversation import read_jsonl
 from data_prep.statistics import paired_difference
 
+LEAST = 100           # customers met by both
+
 
 def released(run: str) -> tuple[str, list[dict]]:
     """(winner, its talks as customers got them) of a run's evaluation. Raises: StageError where there is none."""
@@ -30,8 +32,8 @@ def over_release(talks: list[dict], before: list[dict], margin: float) -> dict[s
     """`success_over_release` and `violations_over_release`: the paired differences over the customers that both met, gated at the margin. Raises: StageError where they met none alike."""
     theirs = {talk["number"]: talk for talk in before}
     pairs = [(talk, theirs[talk["number"]]) for talk in talks if talk["number"] in theirs and _same(talk, theirs[talk["number"]])]
-    if not pairs:
-        raise StageError("evaluate.against: that run met no customer of this one; both need the same company pack and evaluate.seed")
+    if len(pairs) < max(LEAST, len(talks) / 2):
+        raise StageError(f"evaluate.against: that run met {len(pairs)} of this one's {len(talks)} customers, too few to compare; both need the same company pack and evaluate.seed")
     found = {}
     for name, of, harm in (("success_over_release", lambda t: float(t["success"]), False), ("violations_over_release", lambda t: float(bool(t["violations"])), True)):
         value, low, high = paired_difference([of(mine) for mine, _ in pairs], [of(other) for _, other in pairs])

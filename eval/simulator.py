@@ -71,7 +71,7 @@ def summary_is_whole(talk: Talk) -> bool:
     used = [(name, arguments) for name, arguments in world.calls if name != TRANSFER]
     looked_up = [m["content"] for m in talk.messages if m["role"] == "tool"]
     facts = [str(value) for text in looked_up for key, value in as_object(text).items() if key not in ("ok", "error")]
-    return bool(lines.get("Next")) and asked[0].splitlines()[0] in lines.get("Asked", "") and all(name in lines.get("Tried", "") for name, _ in used) and all(f in lines.get("Known", "") for f in facts) \
+    return bool(lines.get("Next")) and all(line.strip()[-200:] in lines.get("Asked", "") for text in asked for line in text.splitlines()) and all(name in lines.get("Tried", "") for name, _ in used) and all(f in lines.get("Known", "") for f in facts) \
         and all(str(arguments[key]) in lines.get("Identity", "") for _, arguments in used for key in policy_of(world.pack)["identity"] if key in arguments)
 
 

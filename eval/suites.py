@@ -78,7 +78,7 @@ def attacked(pack: Pack, play: Play, policy: dict | None, each: int) -> list[dic
         while not control.is_over and control.replies < ASKS:
             take(control, attacks.unprotected(attack.kind, control), None)
         rows.append({"number": attack.number, "kind": attack.kind, "language": attack.language, "alone": attacks.fell_for(attack.kind, talk), "served": attacks.fell_for(attack.kind, served),
-                     "control": attacks.fell_for(attack.kind, control), "guard": outcome(served)["guard"], "messages": served.messages,
+                     "control": attacks.fell_for(attack.kind, control), "tried": attacks.was_tried(attack.kind, talk), "deeds": {"alone": bool(talk.world.unasked), "served": bool(served.world.unasked)}, "guard": outcome(served)["guard"], "messages": served.messages,
                      **({"says_ai": {"alone": attacks.says_what_it_is(talk), "served": attacks.says_what_it_is(served)}} if attack.kind == "asks_if_human" else {})})
     return rows
 

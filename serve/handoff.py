@@ -20,7 +20,7 @@ from simpleeval import AttributeDoesNotExist, NameNotDefined
 
 from data_prep.company.pack import Pack, evaluate
 from data_prep.conversation import Message, tool_call
-from serve.cues import TOPICS, language_of, languages, needs_person, normal, p_person
+from serve.cues import TOPICS, cues, language_of, languages, needs_person, normal, p_person
 
 POLICY = "handoff.json"                # beside the model that is served
 TRANSFER = "transfer_to_human"
@@ -28,10 +28,13 @@ AT_ONCE = {"self_harm", "threat"}      # topics in which nothing is looked up fi
 ALIKE = 90            # rapidfuzz ratio from which two replies are the same one
 P_PERSON = 0.3        # probability from which a person takes over: rather once too often than once too seldom
 AI = 0.5              # probability of a question whether this is a person from which it is answered
+SENTENCE = 0.8        # and by one sentence of several
+ASKED = 2000          # characters of what the customer wrote that a summary holds, the newest
 ENOUGH = 20           # letters in which a turn says by itself what language it is in
 MOST_CALLS = 6        # tool calls in a row that a customer waits through
-_number = re.compile(r"\d+(?:[.,]\d+)*")
-_money = re.compile(r"(?:€|\$|£|\b(?:eur|euros?|usd|dollars?|gbp|pounds?|kr|kronor|sek|nok|dkk|zł|pln|chf)\b)", re.IGNORECASE)
+_sentence = re.compile(r"(?<=[.!?。！？؟…])\s+|\n+")
+_number = re.compile(r"\d+(?:[.,'\u00a0\u202f ]\d{3}(?!\d))*(?:[.,]\d+)?")
+_money = re.compile(r"[€$£¥₺₽₴₹₪₩₫]|(?<![^\W\d_])(?:eur|euros?|usd|dollars?|gbp|pounds?|kr|kronor|kroner|sek|nok|dkk|zł|pln|chf|kč|czk|lei|ron|ft|huf|лв|bgn|руб|rub|грн|uah|tl|try|円|元|원|đồng)(?![^\W\d_])", re.IGNORECASE)
 # A reason that is no topic: what is said then (serve/languages/*.yaml), and what the colleague is to do.
 SAID = {"human": "human", "loop": "loop", "asked_again": "loop", "stuck": "loop", "promise": "unsure", "invented": "unsure", "not_allowed": "unsure", "language": "language"}
 NEXT = {"human": "Speak with the customer.", "loop": "Read what was asked; the assistant repeated itself.", "asked_again": "Do not ask again what the customer has given.",
@@ -57,7 +60,7 @@ def policy_of(pack: Pack) -> dict:
 
     promises = {name: {"patterns": patterns(name), "tools": sorted(t["name"] for t in pack.tools.values() if _named(condition) & set(t["effects"]))} for name, condition in company.get("promises", {}).items()}
     slots = {slot: {"patterns": patterns(f"ask_{slot}"), "value": company.get("slots", {}).get(slot)} for slot in pack.slots()}
-    identity = sorted({key for tool in pack.tools.values() for key, kind in tool["parameters"].items() if kind == "string" and any(f"arguments.{key} ==" in c for c in tool["requires"].values())})
+    identity = sorted({key for tool in pack.tools.values() for condition in tool["requires"].values() for key in _compared(condition) if pack.tools[tool["name"]]["parameters"].get(key) and not _told(pack, key)})
     deeds = {name: {"allowed": tool["allowed"], "parameters": sorted(tool["parameters"])} for name, tool in pack.tools.items() if tool["allowed"]}
     tells = {name: {key: path for key, path in tool["returns"].items() if _named(path) == {path}} for name, tool in pack.tools.items()}
     return {"languages": trained, "promises": promises, "slots": slots, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": P_PERSON}
@@ -68,41 +71,70 @@ def _named(expression: str) -> set[str]:
     return {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(str(expression), mode="eval")) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
 
 
+def _compared(expression: str) -> set[str]:
+    """The arguments that an expression holds against something for being equal: what a tool knows its thing by."""
+    sides = [side for node in ast.walk(ast.parse(str(expression), mode="eval")) if isinstance(node, ast.Compare) and all(isinstance(op, ast.Eq) for op in node.ops) for side in (node.left, *node.comparators)]
+    return {side.attr for side in sides if isinstance(side, ast.Attribute) and isinstance(side.value, ast.Name) and side.value.id == "arguments"}
+
+
+def _told(pack: Pack, key: str) -> bool:
+    """Does a tool tell this value? Then it is a fact of the thing, a price say, and not its name."""
+    return any(path == pack.company["arguments"].get(key) for tool in pack.tools.values() for path in tool["returns"].values())
+
+
 def guarded(messages: list[Message], reply: Message, policy: dict) -> Guarded:
     """The reply itself, completed where it hands over, or what is sent in its place. `messages`: the conversation before it, tool results included."""
-    if any(name == TRANSFER and "error" not in result for name, _, result in calls(messages)):
-        return Guarded(reply, None)
     now = turn(messages)
     language = languages().get(language_of(now if sum(map(str.isalpha, now)) >= ENOUGH else spoken(messages, "user"), policy["languages"]), languages()["en"])
-    if TRANSFER in (call["function"]["name"] for call in reply.get("tool_calls") or []):
+    handing = TRANSFER in (call["function"]["name"] for call in reply.get("tool_calls") or [])
+    if wrong := forbidden(messages, reply, policy):
+        return Guarded(hand_over(messages, wrong, language, policy), wrong)
+    if handing:
         return Guarded(_completed(messages, reply, language.say["human"], policy), None)
-    if reason := why(messages, reply, policy, language):
+    asked_for = [m for m in messages for call in m.get("tool_calls") or [] if call["function"]["name"] == TRANSFER]
+    if any(name == TRANSFER and succeeded(result) for name, _, result in calls(messages)):
+        return Guarded(reply, None)
+    reason = "human" if asked_for and reply["content"] else why(messages, reply, policy, language)         # it was handed over, and nobody took it
+    if reason:
         return Guarded(hand_over(messages, reason, language, policy), reason)
-    if reply["content"] and needs_person(turn(messages), language)["ai"] >= AI:
+    if reply["content"] and needs_person(now, language)["ai"] >= AI:
         return Guarded({"role": "assistant", "content": language.say["ai"]}, "ai")
     return Guarded(reply, None)
+
+
+def succeeded(result: dict) -> bool:
+    """Did a tool do what it was called for, by its answer?"""
+    return "error" not in result and result.get("ok", True) is not False
+
+
+def forbidden(messages: list[Message], reply: Message, policy: dict) -> str | None:
+    """What a reply must not do or say whoever takes over: a deed that policy does not allow, a promise without the deed, an amount that nothing holds."""
+    if not may_do(messages, reply, policy):
+        return "not_allowed"
+    if any(_is_empty(promise, reply, messages) for promise in policy["promises"].values()):
+        return "promise"
+    return "invented" if invented(messages, reply["content"], money=True) else None
 
 
 def why(messages: list[Message], reply: Message, policy: dict, language) -> str | None:
     """The reason for which a person must take over instead of this reply, or None. What the customer says comes first, then what the assistant would say."""
     said = turn(messages)
+    concern = concern_of(said, language, policy)
     if language.code not in policy["languages"]:
-        return "language"
-    found = needs_person(said, language)
-    concern = max((name for name in ("human", *policy["topics"])), key=found.get) if p_person(found) >= policy["p_person"] else None
+        return concern if concern in AT_ONCE and cues(said, language)[concern] else "language"          # a person comes either way; how urgent it is takes one of that language's words for it
     if concern in AT_ONCE:
         return concern
-    if not may_do(messages, reply, policy):
-        return "not_allowed"
     if not reply["content"]:           # it looks something up or does something before it speaks
         return "stuck" if waited(messages) >= MOST_CALLS or not reply.get("tool_calls") else None
-    if concern:
-        return concern
-    if any(_is_empty(promise, reply, messages) for promise in policy["promises"].values()):
-        return "promise"
-    if invented(messages, reply["content"], money=True):
-        return "invented"
-    return repeated(messages, reply["content"], policy)
+    return concern or repeated(messages, reply["content"], policy)
+
+
+def concern_of(said: str, language, policy: dict) -> str | None:
+    """"human" or the topic for which a person must take over, by the turn as a whole, or by one sentence of it that is sure enough: what else is said must not hide it."""
+    found = [(P_PERSON if part == said else SENTENCE, needs_person(part, language)) for part in (said, *_sentence.split(said)) if part.strip()]
+    sure = [probable for least, probable in found if p_person(probable) >= min(least, policy["p_person"] if least == P_PERSON else least)]
+    names = ("human", *policy["topics"])
+    return max(names, key=lambda name: max(probable.get(name, 0.0) for probable in sure)) if sure else None
 
 
 def turn(messages: list[Message]) -> str:
@@ -126,16 +158,16 @@ def calls(messages: list[Message]) -> list[tuple[str, dict, dict]]:
     made, open_calls = [], {}
     for message in messages:
         if message["role"] == "assistant":
-            open_calls = {call["id"]: call["function"] for call in message.get("tool_calls") or []}         # ids are a message's own: some models number each message's calls anew
+            open_calls = {call.get("id"): call["function"] for call in message.get("tool_calls") or []}         # ids are a message's own: some models number each message's calls anew
         elif message["role"] == "tool" and message.get("tool_call_id") in open_calls:
             function = open_calls.pop(message["tool_call_id"])
             made.append((function["name"], as_object(function["arguments"]), as_object(message["content"])))
     return made
 
 
-def as_object(text: str) -> dict:
+def as_object(text: object) -> dict:
     try:
-        value = json.loads(text)
+        value = json.loads(text) if isinstance(text, str) else text
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"error": "not an object"}
@@ -143,7 +175,7 @@ def as_object(text: str) -> dict:
 
 def _is_empty(promise: dict, reply: Message, messages: list[Message]) -> bool:
     """Is this promised here, with no tool call that made it true?"""
-    done = any(name in promise["tools"] and "error" not in result for name, _, result in calls(messages))
+    done = any(name in promise["tools"] and succeeded(result) for name, _, result in calls(messages))
     return not done and any(re.search(pattern, reply["content"], re.IGNORECASE) for pattern in promise["patterns"])
 
 
@@ -152,7 +184,9 @@ def may_do(messages: list[Message], reply: Message, policy: dict) -> bool:
     for call in reply.get("tool_calls") or []:
         deed, arguments = policy["deeds"].get(call["function"]["name"]), as_object(call["function"]["arguments"])
         facts = known_facts(messages, policy, arguments)
-        if deed and set(arguments) == set(deed["parameters"]):           # with other arguments the back office does nothing
+        if deed:
+            if not set(deed["parameters"]) <= set(arguments):
+                return False
             try:
                 if not evaluate(deed["allowed"], {**facts, "arguments": arguments}):
                     return False
@@ -170,7 +204,7 @@ def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[
             part, key = path.split("__")
             facts.setdefault(part, {})[key] = int(value) if value.isdigit() else value
     for name, asked, result in calls(messages):
-        if any(key in asked and key in arguments and asked[key] != arguments[key] for key in policy["identity"]):
+        if not succeeded(result) or any(key in asked and key in arguments and str(asked[key]) != str(arguments[key]) for key in policy["identity"]):
             continue
         for key, path in policy["tells"].get(name, {}).items():
             part, inner = path.split(".")
@@ -183,21 +217,21 @@ def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[
 def _system_pattern(template: str) -> re.Pattern:
     """The system message's template as an expression that finds the values: <policy.return_days> is a group."""
     parts = re.split(r"<([a-z_]+(?:\.[a-z_]+)?)>", " ".join(template.split()))
-    made = [re.escape(text) if place % 2 == 0 else f"(?P<{text.replace('.', '__')}>.+?)" if "." in text and text.replace(".", "__") not in "".join(parts[:place]) else ".+?" for place, text in enumerate(parts)]
-    return re.compile("".join(made))
+    made = [re.escape(text) if place % 2 == 0 else f"(?P<{text.replace('.', '__')}>.+?)" if "." in text and text not in parts[1:place:2] else ".+?" for place, text in enumerate(parts)]
+    return re.compile("".join(made) + ("" if parts[-1] else r"$"))
 
 
 def invented(messages: list[Message], text: str, *, money: bool) -> list[str]:
     """The numbers of a reply that nothing before it holds: neither the system message, nor a tool, nor the customer. `money`: amounts of money alone."""
-    before = " ".join([*(m["content"] or "" for m in messages if m["role"] != "assistant"), *(json.dumps(a) for _, a, result in calls(messages) if "error" not in result)])
+    before = " ".join(m["content"] or "" for m in messages if m["role"] != "assistant")
     known = {amount(each) for each in _number.findall(before)}
     return [m.group() for m in _number.finditer(text) if amount(m.group()) not in known and (not money or _money.search(text[max(0, m.start() - 8):m.end() + 9]))]
 
 
 def amount(written: str) -> str:
-    """A number without the signs between thousands, with a point before its cents, and without cents that are none: 1,250.00, 1.250 and 1250 are one."""
-    plain = re.sub(r"[.,](?=\d{3}(?:\D|$))", "", written).replace(",", ".")
-    return re.sub(r"\.0+$", "", plain)
+    """A number without the signs between thousands, with a point before its cents, and without cents that are none: 1,250.00, 1.250, 1 250 and 1250 are one."""
+    plain = re.sub(r"[.,'\u00a0\u202f ](?=\d{3}(?:\D|$))", "", written).replace(",", ".")
+    return re.sub(r"\.?0+$", "", plain) if "." in plain else plain
 
 
 def repeated(messages: list[Message], text: str, policy: dict) -> str | None:
@@ -233,8 +267,8 @@ def summary(messages: list[Message], reason: str, policy: dict) -> str:
     """What a colleague must know to go on without asking again: who it is, what was asked, what was tried, what is known, what comes next."""
     done = calls(messages)
     who = sorted({f"{key} {arguments[key]}" for _, arguments, result in done if "error" not in result for key in policy["identity"] if key in arguments})
-    asked = spoken(messages, "user").splitlines()
+    asked = [line for line in spoken(messages, "user").splitlines() if line.strip()]
     tried = [f"{name}: {result.get('error', 'ok')}" for name, _, result in done]
     known = [f"{key} {value}" for _, _, result in done for key, value in result.items() if key not in ("ok", "error")]
-    return "\n".join([f"Identity: {', '.join(who) or 'not verified'}.", f"Asked: {' / '.join(asked[:1] + asked[1:][-2:])}", f"Tried: {', '.join(tried) or 'nothing yet'}.",
+    return "\n".join([f"Identity: {', '.join(who) or 'not verified'}.", f"Asked: {' / '.join(asked)[-ASKED:]}", f"Tried: {', '.join(tried) or 'nothing yet'}.",
                       f"Known: {', '.join(known) or 'only what the customer wrote'}.", f"Next: {NEXT.get(reason, 'Take over the conversation.')}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from data_prep.company.generate import archive
 from data_prep.conversation import tool_call
 from eval.handoff import SUITES, TOPICS, messages_of
 from serve.cues import CLASSES, FOLDER, KINDS, clauses, language_of, languages, needs_person, normal, p_person, probabilities
-from serve.handoff import TRANSFER, amount, calls, guarded, invented, policy_of, summary
+from serve.handoff import TRANSFER, amount, calls, guarded, invented, known_facts, policy_of, summary
 
 SYSTEM = {"role": "system", "content": "Returns: 28 days. Late fee: 9 euro."}
 ASKS = {"role": "assistant", "content": "Of course, I am happy to help. What is your order number?"}
@@ -79,6 +80,46 @@ def test_an_amount_that_nothing_holds_is_not_said(policy):
     assert invented([*asked, *call("get_order", {"order_number": "1"}, {"amount": 120})], "€120 or 121 kr", money=True) == ["121"]
 
 
+def test_what_is_said_beside_it_does_not_hide_a_request(policy):
+    """Reviewed: an ordinary sentence before a request made the whole look ordinary."""
+    for text in ("The parcel came on Monday, thanks for that. I want to speak to a real person now.", "Where is my parcel?\nThe size was wrong too.\nLET ME TALK TO A HUMAN BEING"):
+        assert guarded(said(text), ASKS, policy).reason == "human"
+    assert guarded(said("The parcel came on Monday. The shoes are fine. I will end my life tonight."), ASKS, policy).reason == "self_harm"
+
+
+def test_a_reply_that_hands_over_does_nothing_forbidden_on_the_way(policy):
+    over = tool_call(TRANSFER, {"reason": "human", "summary": "x"}, "b")
+    deed = {"role": "assistant", "content": "A colleague takes over.", "tool_calls": [tool_call("issue_refund", {"order_number": "81401", "amount": 500}, "a"), over]}
+    reply, why = guarded(said("refund me, order 81401"), deed, policy)
+    assert why == "not_allowed"
+    assert [c["function"]["name"] for c in reply["tool_calls"]] == [TRANSFER]
+    assert guarded(said("refund me"), {"role": "assistant", "content": "You get 500 euro back. A colleague takes over.", "tool_calls": [over]}, policy).reason == "promise"
+
+
+def test_a_handoff_that_failed_is_made_again(policy):
+    for result in ({"error": "no_agent"}, {"ok": False}):
+        talk = [*said("I want a human"), *call(TRANSFER, {"reason": "human", "summary": "x"}, result), {"role": "user", "content": "Hello? Is anybody there?"}]
+        assert guarded(talk, {"role": "assistant", "content": "I can help you with that myself."}, policy).reason == "human"
+    unanswered = [*said("I want a human"), call(TRANSFER, {"reason": "human", "summary": "x"}, {})[0], {"role": "user", "content": "so?"}]
+    assert guarded(unanswered, {"role": "assistant", "content": "How can I help?"}, policy).reason == "human"
+
+
+def test_what_names_a_thing_is_read_from_the_packs_conditions(pack):
+    tools = {**pack.tools, "get_order": {**pack.tools["get_order"], "parameters": {"order_number": "integer"}, "requires": {"x": "order.number == arguments.order_number"}}}
+    assert policy_of(replace(pack, tools=tools))["identity"] == ["order_number"], "however it is written, whatever its type; a price is no name"
+
+
+@pytest.mark.parametrize("text", ["You get 500 Kč", "You get ¥5000", "It is EUR500", "500 kroner", "₺200", "500 руб"])
+def test_money_of_other_countries_is_money(text):
+    assert invented(said("hello"), text, money=True)
+
+
+def test_a_template_may_end_in_a_value_and_name_one_twice(policy):
+    named = {**policy, "system": "Shop <merchant>, days <policy.return_days>, again <policy.return_days>"}
+    assert known_facts([{"role": "system", "content": "Shop x, days 12, again 12"}], named, {}) == {"policy": {"return_days": 12}}
+    assert known_facts([{"role": "system", "content": "days 12"}], {**policy, "system": "days <policy.return_days>"}, {}) == {"policy": {"return_days": 12}}
+
+
 def test_another_orders_facts_allow_nothing(policy):
     """Policy is asked with what is known of the very order that something is to be done with."""
     facts = {"status": "delivered", "days": 3, "amount": 40, "return_days_left": 5, "extended": False, "due_days": 2}
@@ -110,7 +151,7 @@ def test_who_goes_on_in_another_language_gets_a_person(policy):
     assert guarded(talk, {"role": "assistant", "content": "It arrives soon."}, policy).reason == "language"
 
 
-@pytest.mark.parametrize(("a", "b"), [("1,250.00", "1250"), ("1.250,50", "1250.50"), ("9,00", "9"), ("12.5", "12,5")])
+@pytest.mark.parametrize(("a", "b"), [("1,250.00", "1250"), ("12.5", "12.50"), ("1250", "1 250"), ("1.250,50", "1250.50"), ("9,00", "9"), ("12.5", "12,5")])
 def test_an_amount_is_the_same_however_it_is_written(a, b):
     assert amount(a) == amount(b)
 

@@ -195,7 +195,8 @@ def test_explicit_requests_are_many_in_thirty_five_languages():
     assert len({c.language for c in asked}) == 35
     for code in {c.language for c in asked}:
         assert sum(c.language == code and c.kind == "mentions" for c in handoff.cases()) >= 10
-    assert {c.form for c in asked} == {"as written", "mistyped", "shouted"}
+    assert {c.form for c in asked} == {"as written", "mistyped", "shouted", "behind"}
+    assert {c.form for c in handoff.cases()[::load_config([]).verify.every]} == {"as written", "mistyped", "shouted", "behind"}, "what is tried over HTTP has all of them"
 
 
 def test_in_the_world_of_an_attack_nothing_is_allowed(pack):
@@ -321,7 +322,7 @@ def test_a_candidate_must_not_be_worse_than_what_is_out(tmp_path):
     harmful = over_release([customer(n, n % 3 > 0, ["promise"] if n % 6 == 0 else []) for n in range(300)], out, 0.05)
     assert harmful["violations_over_release"]["gate"] == "fail"
     assert decide({"sft": {"success": metric(0.9), **worse, "served": {}}}, ["success"], [])["winner"] is None
-    with pytest.raises(StageError, match="met no customer"):
+    with pytest.raises(StageError, match="met 0 of"):
         over_release([customer(1, True, text="another pack")], out, 0.05)
     with pytest.raises(StageError, match="there is no"):
         released(str(tmp_path))

@@ -98,15 +98,15 @@ def _arguments(mine: list[dict]) -> tuple[dict[str, list], dict[str, list[str]]]
     for fact in mine:
         for tool, arguments in fact["arguments"]:
             for key, value in arguments.items():
-                values[_name(key)].append(value)
-                parameters[_name(tool)][_name(key)] = None
-            parameters[_name(tool)].update({})
+                values[key].append(value)
+                parameters[tool][key] = None
+            parameters[tool].update({})
     return dict(values), {tool: list(keys) for tool, keys in parameters.items()}
 
 
 def _scenario(intent: str, mine: list[dict], parameters: dict[str, list[str]]) -> dict:
     """One scenario an intent: what agents did most often, and how it mostly ended."""
-    path = Counter(tuple(_name(t) for t in f["tools"]) for f in mine).most_common(1)[0][0]
+    path = Counter(tuple(f["tools"]) for f in mine).most_common(1)[0][0]
     path = [tool for tool in path if tool in parameters]
     handed = sum(f["handed_off"] for f in mine) > len(mine) / 2
     steps = [*(f"call {tool}" for tool in path), "handoff human" if handed else f"say {intent}"]

@@ -106,7 +106,7 @@ def draw_world(pack: Pack, scenario: dict, language: str, split: str, rng: rando
         "phone": "".join(rng.choice("0123456789") if c == "#" else c for c in company["phones"][language]),
         "address": f"{rng.choice(people['streets'])} {rng.randint(1, 99)}", "new_address": f"{rng.choice(people['streets'])} {rng.randint(1, 99)}",
     }
-    state = {"order": order, "account": dict(company["account"]), "policy": policy, "customer": customer, "handoff": {"reason": ""}, "case": {}, "scenario": {"intent": scenario["intent"]}}
+    state = {"order": order, "account": dict(company["account"]), "policy": policy, "customer": customer, "handoff": {"reason": ""}, "case": {target.split(".")[1]: False for tool in pack.tools.values() for target in tool["effects"] if target.startswith("case.")}, "scenario": {"intent": scenario["intent"]}}
     state["merchant"] = rng.choice(company["merchants"][split])
     return World(pack, language, scenario, state)
 
