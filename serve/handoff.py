@@ -87,17 +87,16 @@ def guarded(messages: list[Message], reply: Message, policy: dict) -> Guarded:
     now = turn(messages)
     language = languages().get(language_of(now if sum(map(str.isalpha, now)) >= ENOUGH else spoken(messages, "user"), policy["languages"]), languages()["en"])
     handing = TRANSFER in (call["function"]["name"] for call in reply.get("tool_calls") or [])
-    if wrong := forbidden(messages, reply, policy):
-        return Guarded(hand_over(messages, wrong, language, policy), wrong)
-    if handing:
+    asked_for = any(call["function"]["name"] == TRANSFER for m in messages for call in m.get("tool_calls") or [])
+    taken_over = any(name == TRANSFER and succeeded(result) for name, _, result in calls(messages))
+    reason = forbidden(messages, reply, policy)
+    if not handing and not taken_over:
+        reason = ("human" if asked_for and reply["content"] else why(messages, reply, policy, language)) or reason         # asked for before, it was handed over and nobody took it
+    if handing and not reason:
         return Guarded(_completed(messages, reply, language.say["human"], policy), None)
-    asked_for = [m for m in messages for call in m.get("tool_calls") or [] if call["function"]["name"] == TRANSFER]
-    if any(name == TRANSFER and succeeded(result) for name, _, result in calls(messages)):
-        return Guarded(reply, None)
-    reason = "human" if asked_for and reply["content"] else why(messages, reply, policy, language)         # it was handed over, and nobody took it
     if reason:
         return Guarded(hand_over(messages, reason, language, policy), reason)
-    if reply["content"] and needs_person(now, language)["ai"] >= AI:
+    if reply["content"] and not taken_over and needs_person(now, language)["ai"] >= AI:
         return Guarded({"role": "assistant", "content": language.say["ai"]}, "ai")
     return Guarded(reply, None)
 

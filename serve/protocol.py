@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any, Literal
@@ -12,19 +13,36 @@ from data_prep.conversation import Message
 from serve.engine import Completion, Sampling
 
 
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(BaseModel):
+    """As OpenAI sends it; clients that leave out the id, or send arguments as an object, are understood."""
+
+    id: str = "call_0"
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def plain(self) -> dict:
+        arguments = self.function.arguments
+        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)}}
+
+
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
     def plain(self) -> Message:
         """The message as the rest of the program knows it: text content only."""
-        content = self.content if isinstance(self.content, str) else "".join(part.get("text", "") for part in self.content or [])
+        content = self.content if isinstance(self.content, str) else "".join(part.get("text") or "" for part in self.content or [])
         message: Message = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
-            message["tool_calls"] = self.tool_calls
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
         if self.tool_call_id:
             message["tool_call_id"] = self.tool_call_id
         return message

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -122,6 +123,17 @@ def test_the_guard_stands_before_the_customer_streaming_and_not(scripted, pack):
             assert said == choice.message.content
             assert "money" not in said
         assert client.chat.completions.create(model="supportloop", messages=[{"role": "user", "content": "Where is my parcel, number 48213?"}]).choices[0].finish_reason == "tool_calls", "a promise"
+
+
+def test_calls_that_are_not_quite_openais_are_understood_or_refused_and_never_a_500(scripted, pack):
+    with listening(create_app(scripted(["Hello!"]), "supportloop", 64, policy_of(pack))) as url:
+        def post(call):
+            asked = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_0", "content": "{}"}, {"role": "user", "content": [{"type": "text", "text": None}]}]
+            return httpx.post(f"{url}/chat/completions", json={"messages": asked}).status_code
+
+        assert post({"function": {"name": "get_order", "arguments": {"order_number": "1"}}}) == 200
+        assert post({"id": "a", "type": "function", "function": {"name": "get_order", "arguments": "{"}}) == 200
+        assert post({"id": "a", "function": {"arguments": "{}"}}) == post({"id": "a"}) == 400
 
 
 def test_models_and_health(endpoint):
