@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from data_prep.conversation import Message
 from data_prep.statistics import bootstrap
-from eval.metrics import calibration_error
+from eval.metrics import NOT_MEASURED, calibration_error
 
 HASHED = 512
 RIDGE = 2.0
@@ -45,13 +45,12 @@ class Csat:
     weights: np.ndarray
     ece: float
     n: int
-    mean: float           # share of thumbs up among those kept apart
 
     def of(self, conversations: Iterable[list[Message]]) -> dict:
         """The mean predicted CSAT of conversations, with its bootstrap interval."""
         predicted = [_p(self.weights, features(messages)) for messages in conversations]
         if not predicted:
-            return {"value": None, "low": None, "high": None, "n": 0, "gate": None}
+            return dict(NOT_MEASURED)
         low, high = bootstrap(predicted, draws=500)
         return {"value": float(np.mean(predicted)), "low": low, "high": high, "n": len(predicted), "gate": None}
 
@@ -74,7 +73,7 @@ def learn(conversations: Iterable[dict], feedback: Iterable[dict]) -> Csat | Non
 
     weights = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B").x
     held = [(_p(weights, v), bool(up)) for v, up, apart in rows if apart]
-    return Csat(weights, calibration_error(held), len(held), sum(up for _, up in held) / len(held))
+    return Csat(weights, calibration_error(held), len(held))
 
 
 def _kept_apart(customer: str) -> bool:

@@ -22,13 +22,11 @@ from omegaconf import OmegaConf
 
 from data_prep.artifacts import StageError, stage_output
 from data_prep.company.pack import Pack, load_pack
-from data_prep.company.talk import Talk
 from data_prep.conversation import Message, chat_message, write_json, write_jsonl
 from data_prep.report import page
 from eval import served, suites
 from eval.evaluate import gated, refusals
 from eval.metrics import AT_MOST, served_row
-from eval.simulator import simulate
 from serve.engine import Completion, Sampling
 
 UNSEEN = {"reach_alone", "escalation_ece", "needless_handoff"}        # what the model does without its guard, and would have done in its place, and how sure the guard is, no client sees
@@ -60,12 +58,7 @@ class OverHttp:
 
 def tried(engine: OverHttp, pack: Pack, sizes: suites.Sizes, config, label: str) -> dict[str, list[dict]]:
     """Everything that the suites try, on what is served; the talks are its first trials."""
-    settings, sampling = config.evaluate, Sampling(max_tokens=config.model.max_new_tokens)
-
-    def play(talks: list[Talk], what: str) -> list[dict]:
-        return simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{label}, {what}")
-
-    records = suites.examine(pack, play, None, sizes)
+    records = suites.examine(pack, suites.playing(engine, config, label), None, sizes)
     return records | {"talks": [t for t in records["trials"] if t["trial"] == 0]}
 
 
@@ -74,11 +67,10 @@ def run(config) -> None:
         raise StageError("the stage endpoint needs endpoint=<the address of an OpenAI-compatible endpoint, up to /v1>")
     if not config.company:
         raise StageError("endpoint= needs a company pack, whose customers talk to it: company=<folder>; copy data_prep/company/sample and change it")
-    settings, pack = config.evaluate, load_pack(config.company)
-    sizes = suites.Sizes(settings.every, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)
-    gates = {name: value for name, value in OmegaConf.to_container(settings.hard_gates).items() if name not in UNSEEN}
+    pack = load_pack(config.company)
+    gates = {name: value for name, value in OmegaConf.to_container(config.evaluate.hard_gates).items() if name not in UNSEEN}
     with stage_output(config, "endpoint") as out:
-        records = tried(OverHttp(config.endpoint, config.endpoint_model, pack.tool_schemas()), pack, sizes, config, "endpoint")
+        records = tried(OverHttp(config.endpoint, config.endpoint_model, pack.tool_schemas()), pack, suites.sizes_of(config.evaluate), config, "endpoint")
         row = gated({name: metric for name, metric in served_row(records).items() if name not in UNSEEN}, gates, AT_MOST)
         reasons = refusals(row, list(gates))
         for suite, rows in records.items():

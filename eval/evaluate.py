@@ -24,7 +24,6 @@ from omegaconf import OmegaConf
 
 from data_prep.artifacts import require, stage_dir, stage_output
 from data_prep.company.pack import load_pack
-from data_prep.company.talk import Talk
 from data_prep.conversation import read_jsonl, write_json, write_jsonl
 from data_prep.statistics import paired_difference
 from eval import business, csat, preference, report, served, suites
@@ -33,7 +32,7 @@ from eval.metrics import AT_MOST, HARMS, NOT_MEASURED, SIMULATED, served_row
 from eval.regression import over_release, released
 from eval.regurgitation import beginnings, regurgitation, replies_of
 from eval.replies import held_out, sentence_of, write_replies
-from eval.simulator import draw_talks, simulate
+from eval.simulator import draw_talks
 from serve.engine import Sampling
 from serve.engine.embedded import Embedded
 from serve.handoff import policy_of
@@ -95,7 +94,7 @@ def examine(config, name: str, folder: Path) -> None:
     if config.company:
         for split, count in zip(SPLITS, (settings.conversations, settings.seen_conversations), strict=True):
             talks = draw_talks(load_pack(config.company), count, split, settings.seed)
-            outcomes[split] = simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {split} wordings")
+            outcomes[split] = suites.playing(engine, config, name)(talks, f"{split} wordings")
             write_jsonl(folder / f"talks/{name}-{split}.jsonl", outcomes[split])
     written = write_replies(engine, rows, sampling, settings.batch_size)
     known = {sentence_of(row) for row in trained_on(prepared)}
@@ -125,13 +124,8 @@ def examine_fully(config, name: str, folder: Path) -> None:
     """The full suites on one candidate; what was tried is not tried again."""
     if (folder / f"suites/{name}-trials.jsonl").is_file():          # written last
         return
-    settings, pack = config.evaluate, load_pack(config.company)
-    engine, sampling = Embedded(load_candidate(config, name), load_tokenizer(config), config.model.max_tokens), Sampling(max_tokens=config.model.max_new_tokens)
-
-    def play(talks: list[Talk], label: str) -> list[dict]:
-        return simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{name}, {label}")
-
-    for suite, rows in suites.examine(pack, play, policy_of(pack), suites.Sizes(settings.every, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)).items():
+    pack, engine = load_pack(config.company), Embedded(load_candidate(config, name), load_tokenizer(config), config.model.max_tokens)
+    for suite, rows in suites.examine(pack, suites.playing(engine, config, name), policy_of(pack), suites.sizes_of(config.evaluate)).items():
         write_jsonl(folder / f"suites/{name}-{suite}.jsonl", rows)
 
 

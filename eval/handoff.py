@@ -19,9 +19,9 @@ from data_prep.company.customers import typo
 from data_prep.company.pack import Pack
 from data_prep.company.talk import Talk, begin
 from data_prep.company.world import World, draw_world
+from serve.cues import TOPICS
 
 SUITES = Path(__file__).parent / "suites/"
-TOPICS = ("fraud", "hardship", "threat", "legal", "self_harm")
 EXPLICIT = ("requests", "bare")
 ESCALATED = {*EXPLICIT, *TOPICS}           # the kinds of message that must reach a person
 NOTHING_ASKED = {"name": "suite", "intent": "suite", "order": {}, "steps": [], "habits": {}, "success": "True", "pleased": "False", "insists": 0.0, "angry": False}
@@ -71,7 +71,7 @@ def messages_of(half: str) -> Iterator[tuple[str, str, str]]:
         part = _suite(path.stem)[half]
         for kind in ("requests", "bare", "mentions", "ordinary"):
             yield from ((path.stem, kind, text) for text in part[kind])
-        yield from ((path.stem, topic, text) for topic in TOPICS for text in part["topics"][topic])
+        yield from ((path.stem, topic, text) for topic, texts in part["topics"].items() for text in texts)
 
 
 def cases() -> list[Case]:

@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 from data_prep.artifacts import StageError, stage_dir
 from data_prep.conversation import Message
 from data_prep.statistics import bootstrap
+from eval.metrics import NOT_MEASURED
 from eval.replies import normal
 from training.ensemble import held_out_rewards, leaf, load_rewards
 from training.trees import grow
@@ -71,7 +72,7 @@ def _ask(client: openai.OpenAI, model: str, prompt: list[Message], a: Message, b
 def preferred(wins: list[tuple[float, int]]) -> dict:
     """Share of places where the assistant's reply is preferred, a tie being half a win, with its bootstrap interval; `at_equal_length` is the same by a logistic regression on the difference in length."""
     if not wins:
-        return {"value": None, "low": None, "high": None, "n": 0, "gate": None}
+        return dict(NOT_MEASURED)
     values, longer = np.array([w for w, _ in wins]), np.array([d for _, d in wins], float)
     low, high = bootstrap(values.tolist())
     scale = longer.std() or 1.0

@@ -19,8 +19,9 @@ from data_prep.company.pack import Pack
 from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message
 from eval import attacks, handoff
-from eval.simulator import outcome, replay, take
+from eval.simulator import outcome, replay, simulate, take
 from serve.cues import languages, needs_person, p_person
+from serve.engine import Engine, Sampling
 from serve.handoff import guarded
 
 SOME_REPLY: Message = {"role": "assistant", "content": "…"}
@@ -38,6 +39,17 @@ class Sizes:
     trials: int
     trial_conversations: int
     seed: int
+
+
+def sizes_of(settings) -> Sizes:
+    """What `evaluate` says is tried."""
+    return Sizes(settings.every, settings.attacks, settings.persona_conversations, settings.trials, settings.trial_conversations, settings.seed)
+
+
+def playing(engine: Engine, config, who: str) -> Play:
+    """Talks with an engine, as evaluation holds them; `who` stands before the label of the progress."""
+    settings, sampling = config.evaluate, Sampling(max_tokens=config.model.max_new_tokens)
+    return lambda talks, label: simulate(engine, talks, batch_size=settings.batch_size, max_replies=settings.max_replies, sampling=sampling, label=f"{who}, {label}")
 
 
 def examine(pack: Pack, play: Play, policy: dict | None, sizes: Sizes) -> dict[str, list[dict]]:

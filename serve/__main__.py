@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from conf.load import ConfigError, load_config
-from serve.handoff import POLICY
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +27,8 @@ def main(arguments: list[str]) -> int:
     if not (Path(config.model) / "config.json").is_file():
         print(f"error: model={config.model} is no exported model (it has no config.json): run `make train` first, or give the folder", file=sys.stderr)
         return 1
+    from serve.handoff import POLICY  # like what is imported below, not before the help and the mistakes are answered
+
     policy = Path(config.model) / POLICY
     if config.guard and not policy.is_file():
         print(f"error: {policy} is missing, and without it nothing stands between the model and the customer: export the model of a run with a company pack (company=<folder>) again, "

@@ -104,7 +104,7 @@ def _figure(metric: dict) -> str:
 def model_card(config, winner: str, decision: dict, parity: dict, model: Path) -> str:
     """What it is, how well it did, what it must not be used for, and the chain of hashes from transcripts to weights."""
     scorecard = json.loads((stage_dir(config, "evaluate") / "scorecard.json").read_text())["candidates"][winner]
-    figures = [f"| {name} | {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {m['n']} | {m['gate'] or ''} |" for name, m in scorecard.items()
+    figures = [f"| {name} | {_figure(m)} | {m['n']} | {m['gate'] or ''} |" for name, m in scorecard.items()
                if name not in ("held_out", "served") and m["value"] is not None]
     behind = [f"| {name} | {_figure(m)} | {_figure(m['alone'])} | {m['n']} | {m['gate'] or ''} |" for name, m in scorecard.get("served", {}).items() if m["value"] is not None]
     chain = []

@@ -130,8 +130,8 @@ def why(messages: list[Message], reply: Message, policy: dict, language) -> str 
 
 def concern_of(said: str, language, policy: dict) -> str | None:
     """"human" or the topic for which a person must take over, by the turn as a whole, or by one sentence of it that is sure enough: what else is said must not hide it."""
-    found = [(P_PERSON if part == said else SENTENCE, needs_person(part, language)) for part in (said, *_sentence.split(said)) if part.strip()]
-    sure = [probable for least, probable in found if p_person(probable) >= min(least, policy["p_person"] if least == P_PERSON else least)]
+    parts = [(said, policy["p_person"]), *((sentence, SENTENCE) for sentence in _sentence.split(said))]
+    sure = [found for part, least in parts if part.strip() and p_person(found := needs_person(part, language)) >= least]
     names = ("human", *policy["topics"])
     return max(names, key=lambda name: max(probable.get(name, 0.0) for probable in sure)) if sure else None
 
@@ -182,16 +182,17 @@ def may_do(messages: list[Message], reply: Message, policy: dict) -> bool:
     """Does company policy allow what the reply would do, by what the conversation has shown? What was not shown allows nothing: a person can look."""
     for call in reply.get("tool_calls") or []:
         deed, arguments = policy["deeds"].get(call["function"]["name"]), as_object(call["function"]["arguments"])
-        facts = known_facts(messages, policy, arguments)
-        if deed:
-            if not set(deed["parameters"]) <= set(arguments):
-                return False
-            try:
-                if not evaluate(deed["allowed"], {**facts, "arguments": arguments}):
-                    return False
-            except (NameNotDefined, AttributeDoesNotExist, TypeError):
-                return False
+        if deed and not (set(deed["parameters"]) <= set(arguments) and _holds(deed["allowed"], {**known_facts(messages, policy, arguments), "arguments": arguments})):
+            return False
     return True
+
+
+def _holds(condition: str, facts: dict[str, dict]) -> bool:
+    """Does a condition hold by what is known? One that asks for more does not."""
+    try:
+        return bool(evaluate(condition, facts))
+    except (NameNotDefined, AttributeDoesNotExist, TypeError):
+        return False
 
 
 def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[str, dict]:
@@ -265,9 +266,9 @@ def _completed(messages: list[Message], reply: Message, words: str, policy: dict
 def summary(messages: list[Message], reason: str, policy: dict) -> str:
     """What a colleague must know to go on without asking again: who it is, what was asked, what was tried, what is known, what comes next."""
     done = calls(messages)
-    who = sorted({f"{key} {arguments[key]}" for _, arguments, result in done if "error" not in result for key in policy["identity"] if key in arguments})
+    who = sorted({f"{key} {arguments[key]}" for _, arguments, result in done if succeeded(result) for key in policy["identity"] if key in arguments})
     asked = [line for line in spoken(messages, "user").splitlines() if line.strip()]
-    tried = [f"{name}: {result.get('error', 'ok')}" for name, _, result in done]
+    tried = [f"{name}: {'ok' if succeeded(result) else result.get('error', 'failed')}" for name, _, result in done]
     known = [f"{key} {value}" for _, _, result in done for key, value in result.items() if key not in ("ok", "error")]
     return "\n".join([f"Identity: {', '.join(who) or 'not verified'}.", f"Asked: {' / '.join(asked)[-ASKED:]}", f"Tried: {', '.join(tried) or 'nothing yet'}.",
                       f"Known: {', '.join(known) or 'only what the customer wrote'}.", f"Next: {NEXT.get(reason, 'Take over the conversation.')}"])

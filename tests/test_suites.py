@@ -61,7 +61,7 @@ def right(talk: Talk) -> str:
     for verb, thing in world.scenario["steps"]:
         if verb == "call" and thing not in done:
             return f'<tool_call>{{"name": "{thing}", "arguments": {json.dumps(tool_arguments(world, thing))}}}</tool_call>'
-        if verb == "ask" and (thing not in talk.customer.given or (thing in talk.customer.erred and not world.calls)) and thing not in talk.customer.given:
+        if verb == "ask" and thing not in talk.customer.given:
             options = [say(text, world.state, random.Random(0)) for text in phrases[f"ask_{thing}"]]
             return next((text for text in options if text not in asked), options[0])
         if verb == "handoff":

@@ -97,10 +97,9 @@ def _arguments(mine: list[dict]) -> tuple[dict[str, list], dict[str, list[str]]]
     values, parameters = defaultdict(list), defaultdict(dict)
     for fact in mine:
         for tool, arguments in fact["arguments"]:
+            parameters[tool] |= dict.fromkeys(arguments)          # a tool without arguments is one too
             for key, value in arguments.items():
                 values[key].append(value)
-                parameters[tool][key] = None
-            parameters[tool].update({})
     return dict(values), {tool: list(keys) for tool, keys in parameters.items()}
 
 
