@@ -34,7 +34,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 train: setup  ## The whole pipeline: sample company, tiny model, CPU, 25 to 30 minutes
 	$(PIPELINE) $(ARGS)
 
-smoke: setup  ## Every stage, small, in about two minutes; its figures mean nothing
+smoke: setup  ## Every stage, small, in about three minutes; its figures mean nothing
 	$(PIPELINE) experiment=smoke $(ARGS)
 
 $(STAGES): setup
