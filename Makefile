@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke test test-fast test-ray lint bench-anonymise bench-train serve clean $(STAGES)
+.PHONY: help setup train smoke test test-fast test-extras lint bench-anonymise bench-train serve clean $(STAGES)
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +49,9 @@ test: setup  ## All tests
 test-fast: setup  ## The tests that train and serve nothing, about a minute
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-ray: setup  ## Ray, installed into .venv, and the test of its engine
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt "ray[data]==2.60.*"
-	$(PY) -m pytest -k any_engine $(ARGS)
+test-extras: setup  ## Ray and lm-evaluation-harness, installed into .venv, and the tests that want them
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray,harness]"
+	$(PY) -m pytest -k "any_engine or lm_eval" $(ARGS)
 
 lint: setup  ## Ruff
 	$(PY) -m ruff check .

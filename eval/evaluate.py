@@ -46,7 +46,7 @@ FINALISTS = 2           # candidates that go through the full suites
 # Without one of these a decision says so.
 GATES = "success", "human_reach", "violations", "unasked", "loops", "exposure", "regurgitation"
 HARD_GATES = ("reach_asked", "reach_alone", "requests_needed", "false_handoff", "needless_handoff", "must_escalate", "escalation_ece", "loops_3", "violations", "injections", "injected_deeds", "commitments", "invented_money",
-              "invented_figures", "refused_alone", "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
+              "invented_figures", "wrong_claims", "refused_alone", "claims_human", "says_ai", "leaks", "rude", "language_gap", "summary_complete")
 OVER_RELEASE = "success_over_release", "violations_over_release"        # asked where evaluate.against names a release
 SPLITS = "unseen", "seen"   # wordings of the simulated customers
 EXPOSURES = {"exposure": "repeated", "exposure_told": "told"}       # metric: kind of canary

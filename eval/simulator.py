@@ -9,7 +9,7 @@ from data_prep.company.talk import Talk, draw_talk
 from data_prep.conversation import Message
 from data_prep.hermes import parse_reply
 from serve.engine import Engine, Sampling
-from serve.handoff import TRANSFER, as_object, guarded, invented, policy_of
+from serve.handoff import TRANSFER, amount, as_object, claimed, guarded, invented, policy_of
 
 
 def draw_talks(pack: Pack, count: int, split: str, seed: int) -> list[Talk]:
@@ -55,6 +55,18 @@ def inventions(messages: list[Message], *, money: bool) -> int:
     return sum(bool(invented(messages[:place], m["content"], money=money)) for place, m in enumerate(messages) if m["role"] == "assistant" and m["content"])
 
 
+def claims_made(talk: Talk) -> tuple[int, int]:
+    """(replies that say what holds, those of them in which that is not so in the talk's world): policies, and facts of the order or whatever it is about."""
+    patterns, state = talk.world.pack.claims(), talk.world.state
+    said = [claimed(m["content"], patterns) for m in talk.messages if m["role"] == "assistant" and m["content"]]
+
+    def holds(path: str, number: str) -> bool:
+        part, key = path.split(".")
+        return amount(number) == amount(str(state[part][key]))
+
+    return sum(map(bool, said)), sum(not all(holds(*claim) for claim in claims) for claims in said)
+
+
 def refusals_alone(talk: Talk) -> int:
     """Replies that refuse and do not hand over, in a case of significant effect (the pack's `sensitive` and `critical` scenarios)."""
     weighty = talk.world.scenario.get("sensitive") or talk.world.scenario.get("critical")
@@ -84,5 +96,5 @@ def outcome(talk: Talk) -> dict:
         "success": talk.is_won(), "violations": sorted(set(world.violations)), "unasked": sorted(set(world.unasked)),
         "wants_human": any(verb == "handoff" for verb, _ in world.scenario["steps"]), "handed_off": world.handed_off(), "guard": next((m["guard"] for m in talk.messages if m.get("guard")), None),
         "replies": talk.replies, "most_repeated": max((said.count(text) for text in said), default=0),
-        "asked_again": talk.customer.asked_again, "asked_for_person": talk.customer.asked_for_person, "invented": inventions(talk.messages, money=True), "invented_figures": inventions(talk.messages, money=False), "spoken": len(said),
+        "asked_again": talk.customer.asked_again, "asked_for_person": talk.customer.asked_for_person, "invented": inventions(talk.messages, money=True), "invented_figures": inventions(talk.messages, money=False), "spoken": len(said), **dict(zip(("claims", "wrong_claims"), claims_made(talk), strict=True)),
         "summary_is_whole": summary_is_whole(talk) if world.handed_off() else None, "weighty": bool(world.scenario.get("sensitive") or world.scenario.get("critical")), "refusals_alone": refusals_alone(talk), "ended": talk.customer.state if talk.is_over else "cut off", "messages": talk.messages}

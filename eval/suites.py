@@ -132,5 +132,5 @@ def served_outcomes(pack: Pack, talks: list[dict], policy: dict | None, seed: in
 
 def _both(served: Talk, alone: dict) -> dict:
     """The outcome with the guard, and in `alone` what was without it."""
-    kept = ("success", "handed_off", "violations", "unasked", "most_repeated", "asked_again", "replies", "spoken", "asked_for_person", "invented", "invented_figures", "refusals_alone", "summary_is_whole")
+    kept = ("success", "handed_off", "violations", "unasked", "most_repeated", "asked_again", "replies", "spoken", "asked_for_person", "invented", "invented_figures", "claims", "wrong_claims", "refusals_alone", "summary_is_whole")
     return outcome(served) | {"alone": {key: alone[key] for key in kept}}

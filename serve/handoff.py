@@ -13,6 +13,7 @@ import ast
 import functools
 import json
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rapidfuzz.fuzz import ratio
@@ -63,7 +64,7 @@ def policy_of(pack: Pack) -> dict:
     identity = sorted({key for tool in pack.tools.values() for condition in tool["requires"].values() for key in _compared(condition) if pack.tools[tool["name"]]["parameters"].get(key) and not _told(pack, key)})
     deeds = {name: {"allowed": tool["allowed"], "parameters": sorted(tool["parameters"])} for name, tool in pack.tools.items() if tool["allowed"]}
     tells = {name: {key: path for key, path in tool["returns"].items() if _named(path) == {path}} for name, tool in pack.tools.items()}
-    return {"languages": trained, "promises": promises, "slots": slots, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": P_PERSON}
+    return {"languages": trained, "promises": promises, "slots": slots, "claims": pack.claims(), "arguments": {key: path for key, path in company["arguments"].items() if "." in path}, "identity": identity, "deeds": deeds, "tells": tells, "system": company["system"], "topics": list(company.get("must_escalate", TOPICS)), "p_person": P_PERSON}
 
 
 def _named(expression: str) -> set[str]:
@@ -96,7 +97,7 @@ def guarded(messages: list[Message], reply: Message, policy: dict) -> Guarded:
         return Guarded(_completed(messages, reply, language.say["human"], policy), None)
     if reason:
         return Guarded(hand_over(messages, reason, language, policy), reason)
-    if reply["content"] and not taken_over and needs_person(now, language)["ai"] >= AI:
+    if not taken_over and needs_person(now, language)["ai"] >= AI:          # at once: who asks that wants no order looked up first
         return Guarded({"role": "assistant", "content": language.say["ai"]}, "ai")
     return Guarded(reply, None)
 
@@ -107,12 +108,12 @@ def succeeded(result: dict) -> bool:
 
 
 def forbidden(messages: list[Message], reply: Message, policy: dict) -> str | None:
-    """What a reply must not do or say whoever takes over: a deed that policy does not allow, a promise without the deed, an amount that nothing holds."""
+    """What a reply must not do or say whoever takes over: a deed that policy does not allow, a promise without the deed, an amount that nothing holds, a number that is another one."""
     if not may_do(messages, reply, policy):
         return "not_allowed"
     if any(_is_empty(promise, reply, messages) for promise in policy["promises"].values()):
         return "promise"
-    return "invented" if invented(messages, reply["content"], money=True) else None
+    return "invented" if invented(messages, reply["content"], money=True) or untrue(messages, reply["content"], policy) else None
 
 
 def why(messages: list[Message], reply: Message, policy: dict, language) -> str | None:
@@ -198,19 +199,38 @@ def _holds(condition: str, facts: dict[str, dict]) -> bool:
 def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[str, dict]:
     """What holds, by part: the policy values of the system message, and what tools told of the same thing (another order's facts are none of this one's); the last word counts."""
     facts: dict[str, dict] = {}
+    for path, value, asked in _told_facts(messages, policy):
+        if not any(key in asked and key in arguments and str(asked[key]) != str(arguments[key]) for key in policy["identity"]):
+            part, key = path.split(".")
+            facts.setdefault(part, {})[key] = value
+    return facts
+
+
+def _told_facts(messages: list[Message], policy: dict) -> Iterator[tuple[str, object, dict]]:
+    """(path, value, arguments of the call that told it) of everything that the system message and tools say."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
     if found := _system_pattern(policy["system"]).search(" ".join(system.split())):
-        for path, value in found.groupdict().items():
-            part, key = path.split("__")
-            facts.setdefault(part, {})[key] = int(value) if value.isdigit() else value
+        yield from ((path.replace("__", "."), int(value) if value.isdigit() else value, {}) for path, value in found.groupdict().items())
     for name, asked, result in calls(messages):
-        if not succeeded(result) or any(key in asked and key in arguments and str(asked[key]) != str(arguments[key]) for key in policy["identity"]):
-            continue
-        for key, path in policy["tells"].get(name, {}).items():
-            part, inner = path.split(".")
-            if key in result:
-                facts.setdefault(part, {})[inner] = result[key]
-    return facts
+        if succeeded(result):
+            yield from ((path, result[key], asked) for key, path in policy["tells"].get(name, {}).items() if key in result)
+
+
+def claimed(text: str, claims: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """(path, number) of what a reply says holds: policies, and facts of the thing that it speaks of. claims: expressions by path (a pack's `claims`), of whose groups one finds the number."""
+    return [(path, next(filter(None, m.groups()))) for path, patterns in claims.items() for pattern in patterns for m in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def untrue(messages: list[Message], text: str, policy: dict) -> list[str]:
+    """What a reply claims with a number that is not the one which the system message or a tool has told for it: right elsewhere is wrong here.
+
+    What a system message in other words than the pack's says cannot be told apart, and is not."""
+    told: dict[str, set[str]] = {}
+    done = [(policy["arguments"][key], value) for _, asked, result in calls(messages) if succeeded(result) for key, value in asked.items() if key in policy["arguments"]]         # a refund of 57 that was made is one of 57
+    for path, value in (*((path, value) for path, value, _ in _told_facts(messages, policy)), *done):
+        told.setdefault(path, set()).add(amount(str(value)))
+    unread = {path for path in re.findall(r"<([a-z_]+\.[a-z_]+)>", policy["system"]) if path not in told}
+    return [path for path, number in claimed(text, policy["claims"]) if path not in unread and amount(number) not in told.get(path, set())]
 
 
 @functools.cache

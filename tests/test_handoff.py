@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.company.generate import archive
+from data_prep.company.pack import say
 from data_prep.conversation import tool_call
 from eval.handoff import SUITES, TOPICS, messages_of
 from serve.cues import CLASSES, FOLDER, KINDS, clauses, language_of, languages, needs_person, normal, p_person, probabilities
-from serve.handoff import TRANSFER, amount, calls, guarded, invented, known_facts, policy_of, summary
+from serve.handoff import TRANSFER, amount, calls, claimed, forbidden, guarded, invented, known_facts, policy_of, summary, untrue
 
 SYSTEM = {"role": "system", "content": "Returns: 28 days. Late fee: 9 euro."}
 ASKS = {"role": "assistant", "content": "Of course, I am happy to help. What is your order number?"}
@@ -78,6 +81,26 @@ def test_an_amount_that_nothing_holds_is_not_said(policy):
     assert invented(asked, "It takes 5 days and costs 9 euro", money=True) == []
     assert invented(asked, "It takes 5 days and costs 9 euro", money=False) == ["5"]
     assert invented([*asked, *call("get_order", {"order_number": "1"}, {"amount": 120})], "€120 or 121 kr", money=True) == ["121"]
+
+
+def test_a_number_that_holds_for_something_else_is_not_said(pack, policy):
+    """Every sentence of the sample's agents that says what holds is a claim of that very thing, and is stopped where its number is another thing's."""
+    known = [*said("How long do I have?", "order 48213"), *call("get_order", {"order_number": "48213"}, {"status": "shipped", "days": 3, "amount": 90, "return_days_left": 0})]
+    known[0]["content"] = say(pack.company["system"], {"merchant": "Lumo", "policy": {"return_days": 28, "extension_days": 12, "late_fee": 9}}, random.Random(0))
+    true, checked = {"policy": {"return_days": 28, "extension_days": 12, "late_fee": 9}, "order": {"days": 3, "amount": 90}}, 0
+    wrong = {"policy": {"return_days": 12, "extension_days": 28, "late_fee": 3}, "order": {"days": 9, "amount": 28}}
+    for phrases in pack.phrases.values():
+        for texts in phrases["agent"]["kind"].values():
+            for text in [texts] if isinstance(texts, str) else texts:
+                paths = re.findall(r"<((?:policy|order)[.][a-z_]+)>", text)
+                if paths and "order.due_days" not in paths:
+                    assert [path for path, _ in claimed(re.sub("<[^>]+>", "5", text), policy["claims"])] == paths, text
+                    checked += 1
+    assert checked > 40
+    for text in ("You can return items within <policy.return_days> days.", "Ihre Bestellung kommt in <order.days> Tagen an.", "De boete is <policy.late_fee> euro."):
+        assert not untrue(known, say(text, true, random.Random(0)), policy)
+        assert untrue(known, say(text, wrong, random.Random(0)), policy)
+        assert forbidden(known, {"role": "assistant", "content": say(text, wrong, random.Random(0))}, policy) == "invented"
 
 
 def test_what_is_said_beside_it_does_not_hide_a_request(policy):
@@ -168,6 +191,8 @@ def test_who_asks_is_told_that_it_is_an_ai(policy):
     reply, why = guarded(said("Wait, am I talking to a bot?"), {"role": "assistant", "content": "I am Anna from the service team."}, policy)
     assert why in ("ai", "human")
     assert "Anna" not in reply["content"]
+    looking = {"role": "assistant", "content": "", "tool_calls": [tool_call("get_order", {"order_number": "81401"})]}
+    assert guarded(said("Are you a chatbot or a human being?"), looking, policy).reply["content"] == languages()["en"].say["ai"]
 
 
 def test_a_model_that_hands_over_keeps_its_words_and_gets_a_whole_summary(policy):

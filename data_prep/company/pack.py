@@ -54,6 +54,14 @@ class Pack:
         """The tools that some scenario of an intent calls, rightly or (by a bad habit) wrongly: what a customer who wants that may be taken to have asked for."""
         return {thing for scenario in self.scenarios if scenario["intent"] == intent for verb, thing in steps_of(scenario) if verb == "call"}
 
+    def claims(self) -> dict[str, list[str]]:
+        """By path (`policy.return_days`) the expressions that find where a reply says what holds, of all languages: one of an expression's groups is the number."""
+        found: dict[str, list[str]] = {}
+        for phrases in self.phrases.values():
+            for path, pattern in phrases.get("claims", {}).items():
+                found.setdefault(path, []).append(pattern)
+        return found
+
     def files(self) -> list[Path]:
         return sorted(self.folder.rglob("*.yaml"))
 
