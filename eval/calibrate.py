@@ -29,6 +29,7 @@ DRAWS = 6             # messages of a pattern
 RIDGE = 0.03          # pull of every weight towards 0
 PRODUCTS = ("laptop", "sofa", "iPhone", "camera", "jeans")      # what <product> is in a pattern
 VALUES = ("48213", "70955", "19384", "Lindenstraat 7", "Nordby 21", "Moore", "e.moore@example.com", "070 555 01 23")      # what everything else in angle brackets is
+BESIDE = 1.0          # weight of a message with another beside it
 ENTRY = 0.5           # weight of an entry of a list, which is no whole message, beside an example
 
 
@@ -44,11 +45,21 @@ def examples() -> list[tuple[str, str, str, float]]:
         found += [(code, class_of(kind), text, 1.0) for kind, texts in lists["examples"].items() for text in texts]
         found += [(code, topic, entry.replace("*", ""), ENTRY) for topic in TOPICS for entry in lists["topics"][topic]]
         found += [(code, name, entry.replace("*", ""), ENTRY) for name, list_ in (("human", "request"), ("ai", "ai_question")) for entry in lists[list_]]
-        for kind, pattern in patterns_of(code):
+        patterns = patterns_of(code)
+        beside = [pattern for kind, pattern in patterns if kind == "ordinary"]
+        for kind, pattern in patterns:
             rng = random.Random(pattern)
             drawn = sorted({say(_filled(pattern, rng), {}, rng) for _ in range(DRAWS)})
             found += [(code, class_of(kind), text, 1 / len(drawn)) for text in drawn]
+            if beside and class_of(kind) == "none":
+                found += [(code, class_of(kind), _with(text, say(_filled(rng.choice(beside), rng), {}, rng), rng), BESIDE / len(drawn)) for text in drawn[:2]]
     return found
+
+
+def _with(text: str, ordinary: str, rng: random.Random) -> str:
+    """An ordinary message with another before or behind it: most are more than one sentence, and what is polite or by the way is no reason for anything."""
+    first, second = (text, ordinary) if rng.random() < 0.5 else (ordinary, text)
+    return f"{first}{'' if first[-1:] in '.!?…' else rng.choice(('.', ',', '', '!'))} {second}"
 
 
 def _filled(pattern: str, rng: random.Random) -> str:
