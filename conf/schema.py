@@ -231,6 +231,7 @@ class Export:
     parity_prompts: int = MISSING
     min_agreement: float = MISSING
     dtype: str = MISSING
+    openvino_below: float = MISSING       # thousand million parameters
 
 
 @dataclass
@@ -281,9 +282,19 @@ class Serve:
     host: str = MISSING
     port: int = MISSING
     served_model_name: str = MISSING
+    engine: str = MISSING                 # auto, openvino, transformers, or an address
+    upstream_model: str | None = MISSING
     max_tokens: int = MISSING
+    slots: int = MISSING
+    waiting: int = MISSING
     threads: int | None = MISSING
     guard: bool = MISSING                 # the guard of serve/handoff.py looks at every reply
+    api_keys: str | None = MISSING
+    requests_per_minute: int = MISSING
+    most_bytes: int = MISSING
+    drain: float = MISSING                # seconds
+    adapters: dict[str, str] = MISSING
+    base: str | None = MISSING
 
 
 def register() -> None:

@@ -40,7 +40,7 @@ def served(model: Path) -> Iterator[str]:
         deadline = time.time() + START_SECONDS
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1)
                 break
             except OSError:
                 if process.poll() is not None:

@@ -1,6 +1,7 @@
 """Serve an exported model.
 
     python -m serve model=runs/dev/export/model port=8000
+    python -m serve model=runs/dev/export/model engine=http://127.0.0.1:8001/v1       in front of a running `vllm serve`
 
 Then any OpenAI client works: base_url="http://127.0.0.1:8000/v1". Every key of conf/serve/serve.yaml can be set as `key=value`.
 The guard (`serve.handoff`) stands before the customer unless guard=false.
@@ -8,8 +9,11 @@ The guard (`serve.handoff`) stands before the customer unless guard=false.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from conf.load import ConfigError, load_config
@@ -22,30 +26,96 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(arguments, "serve")
     except ConfigError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+        return refuse(str(problem))
     if not (Path(config.model) / "config.json").is_file():
-        print(f"error: model={config.model} is no exported model (it has no config.json): run `make train` first, or give the folder", file=sys.stderr)
-        return 1
-    from serve.handoff import POLICY  # like what is imported below, not before the help and the mistakes are answered
+        return refuse(f"model={config.model} is no exported model (it has no config.json): run `make train` first, or give the folder")
+    from serve.handoff import NEEDED, POLICY  # like what is imported below, not before the help and the mistakes are answered
 
     policy = Path(config.model) / POLICY
     if config.guard and not policy.is_file():
-        print(f"error: {policy} is missing, and without it nothing stands between the model and the customer: export the model of a run with a company pack (company=<folder>) again, "
-              "or set guard=false", file=sys.stderr)
-        return 1
-    import torch
+        return refuse(f"{policy} is missing, and without it nothing stands between the model and the customer: export the model of a run with a company pack (company=<folder>) again, or set guard=false")
+    known = json.loads(policy.read_text(encoding="utf-8")) if config.guard else None
+    if known is not None and (missing := NEEDED - set(known)):
+        return refuse(f"{policy} is of another version of supportloop and lacks {', '.join(sorted(missing))}: run `make export` again")
+    if config.adapters and not config.base:
+        return refuse("adapters= needs base=<the folder of the model that they were trained on>: the exported model has one of them in it already")
+    if config.engine not in ("auto", "openvino", "transformers") and not config.engine.startswith(("http://", "https://")):
+        return refuse(f"engine={config.engine} is none of auto, openvino, transformers and an address such as http://127.0.0.1:8001/v1")
+    if config.engine == "openvino" and not find_spec("openvino_genai"):
+        return refuse("engine=openvino needs it installed: pip install openvino-genai, or engine=transformers")
+    from serve.app import create_app
+    from serve.door import Door, log_to_stderr
+    from serve.engine import EngineError
+    from serve.keys import KeysError, read_keys
+
+    try:
+        door = Door(read_keys(config.api_keys) if config.api_keys else None, config.most_bytes, config.requests_per_minute)
+    except KeysError as problem:
+        return refuse(str(problem))
+    app = create_app(service_of(config, known), door)
+    log_to_stderr()
+    try:
+        return asyncio.run(serve(app, door, config))
+    except EngineError as problem:
+        return refuse(str(problem))
+
+
+def refuse(words: str) -> int:
+    print(f"error: {words}", file=sys.stderr)
+    return 1
+
+
+def service_of(config, policy: dict | None):
+    """The model, its tokenizer and its engine, not started yet."""
+    from transformers import AutoTokenizer
+
+    from data_prep.artifacts import hash_file
+    from serve.engine.child import Child
+    from serve.engine.upstream import Upstream
+    from serve.engine.worker import Settings
+    from serve.queue import Queue
+    from serve.service import Service
+    from serve.text import Text
+
+    folder = Path(config.model)
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    said = folder / "generation_config.json"
+    defaults = {key: value for key, value in (json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}).items() if key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") and value is not None}
+    if config.engine.startswith("http"):
+        engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"))
+    else:
+        fast = config.engine == "openvino" or config.engine == "auto" and find_spec("openvino_genai") is not None
+        engine = Child(Settings(str(folder), config.slots, config.max_tokens, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
+    weights = sorted(folder.glob("*.safetensors"))
+    return Service(Queue(engine, config.slots, config.waiting), Text(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), config.max_tokens), config.served_model_name, facts["vocab_size"],
+                   f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, {name: name for name in config.adapters}, defaults)
+
+
+async def serve(app, door, config) -> int:
+    """Until it is told to stop: /ready says no at once, new work gets a 503, what was begun ends within `drain` seconds."""
     import uvicorn
 
-    from serve.app import create_app
-    from serve.engine.embedded import Embedded
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame) -> None:
+            if door.draining:            # asked twice
+                super().handle_exit(sig, frame)
+                return
+            door.draining = True
+            asyncio.get_running_loop().create_task(self.drain(sig))
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    name = config.served_model_name
-    app = create_app(Embedded.load(config.model, config.max_tokens), name, config.max_tokens, json.loads(policy.read_text(encoding="utf-8")) if config.guard else None)
-    print(f"serving {name} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard"), flush=True)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning")
+        async def drain(self, sig: int) -> None:
+            queue, until = app.state.service.queue, asyncio.get_running_loop().time() + config.drain
+            while queue.running + queue.waiting and asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(0.05)
+            super().handle_exit(sig, None)
+
+    await app.state.service.queue.start()
+    print(f"serving {config.served_model_name} with {app.state.service.queue.state.facts['engine']} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard") + (", any key" if not config.api_keys else ""), flush=True)
+    server = Server(uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", lifespan="off", timeout_graceful_shutdown=5, access_log=False))
+    try:
+        await server.serve()
+    finally:
+        await app.state.service.queue.close()
     return 0
 
 

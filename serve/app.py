@@ -1,102 +1,182 @@
-"""The endpoint: `/v1/models`, `/v1/chat/completions` (plain, streaming, tool calls) and `/health`.
+"""The endpoint: OpenAI's API as vLLM 0.32 serves it, with the guard before every chat reply.
 
-With a company's `handoff.json` the guard (`serve.handoff`) looks at every reply before it goes out: a stream then begins when the reply is whole, for
-words that were sent cannot be taken back. It never executes a tool and never logs what a customer or the assistant says.
+    /v1/chat/completions  /v1/completions  /v1/models  /tokenize  /detokenize  /version  /metrics
+    /health    the process is alive
+    /ready     requests are taken and answered: the engine is there, something is made while something is asked for, nobody is draining
+
+It never executes a tool, and writes no word of a customer or an assistant into its log, its errors or its metrics.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import AsyncIterator
+from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from data_prep.conversation import Message
-from data_prep.hermes import OPEN, parse_reply
-from serve.engine import Completion, Engine
-from serve.handoff import guarded
-from serve.protocol import ChatCompletionRequest, chunk, error, new_id, response, usage
+from serve.chat import chat
+from serve.completions import completions
+from serve.door import Door, where
+from serve.engine import EngineError
+from serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Refused, TokenizeRequest, error
+from serve.queue import Full
+from serve.service import Service
+
+AGAIN = "1"           # seconds, of Retry-After
+SILENT = 5.0          # seconds without a token, while one is waited for, from which /ready says no
+log = logging.getLogger("supportloop.serve")
 
 
-def create_app(engine: Engine, model_name: str, max_tokens: int, policy: dict | None = None) -> FastAPI:
-    """The application around one engine. max_tokens: of prompt and reply together. policy: what the guard must know of the company; None lets every reply through."""
-    app = FastAPI(title="supportloop", docs_url=None, redoc_url=None)
+def create_app(service: Service, door: Door | None = None) -> FastAPI:
+    """The application around one engine; `door` is who may come in, and how much at once."""
+    door = door or Door()
+
+    @contextlib.asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        await service.queue.start()
+        yield
+        await service.queue.close()
+
+    app = FastAPI(title="supportloop", version=version("supportloop"), docs_url=None, redoc_url=None, lifespan=running)
+    app.state.service, app.state.door = service, door
+    app.add_middleware(door.middleware)
+
+    def answer(words: str, kind: str, status: int, param: str | None = None, **headers: str) -> JSONResponse:
+        return JSONResponse(error(words, kind, status, param), status, headers or None)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, problem: RequestValidationError) -> JSONResponse:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(error(f"{where}: {first['msg']}", "BadRequestError", 400, where), 400)
+        """What is wrong and where, and nothing of what was sent."""
+        problems = problem.errors()
+        where = ".".join(str(part) for part in problems[0]["loc"])
+        if problems[0]["type"] == "model_attributes_type" and "application/json" not in request.headers.get("content-type", ""):
+            return answer("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request", 400)
+        told = "".join(f"\n  {{'type': '{one['type']}', 'loc': '{'.'.join(map(str, one['loc']))}', 'msg': '{one['msg']}'}}" for one in problems[:5])
+        return answer(f"{len(problems)} validation error{'s' if len(problems) > 1 else ''}:{told}", "Bad Request", 400, where)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, problem: Refused) -> JSONResponse:
+        return answer(problem.words, problem.kind, problem.status, problem.param)
+
+    @app.exception_handler(Full)
+    async def full(request: Request, problem: Full) -> JSONResponse:
+        service.metrics.rejected()
+        return answer(str(problem), "Service Unavailable", 503, **{"Retry-After": AGAIN})
+
+    @app.exception_handler(EngineError)
+    async def down(request: Request, problem: EngineError) -> JSONResponse:
+        return answer(str(problem), "Service Unavailable", 503, **{"Retry-After": AGAIN})
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, problem: HTTPException) -> JSONResponse:
-        kind = {404: "NotFoundError", 405: "MethodNotAllowed"}.get(problem.status_code, "BadRequestError")
-        return JSONResponse(error(str(problem.detail), kind, problem.status_code), problem.status_code)
+    async def unknown(request: Request, problem: HTTPException) -> JSONResponse:
+        return JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)
 
     @app.get("/health")
-    def health() -> dict:
-        return {"status": "ok"}
+    async def health() -> Response:
+        return Response()
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        why = "draining: what was begun is being finished" if door.draining else service.queue.state.why if not service.queue.state.ready else ""
+        if not why and (silent := max(service.queue.silent(), service.queue.state.silent())) > SILENT:
+            why = f"nothing was made for {silent:.0f} seconds"
+        return JSONResponse({"ready": not why, "running": service.queue.running, "waiting": service.queue.waiting, **({"why": why} if why else service.queue.state.facts)}, 503 if why else 200, {"Retry-After": AGAIN} if why else None)
+
+    @app.get("/ping")
+    @app.post("/ping")
+    async def ping() -> Response:
+        return Response()
+
+    @app.get("/version")
+    async def which() -> dict:
+        return {"version": version("supportloop")}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text, kind = service.metrics.text()
+        return Response(text, media_type=kind)
 
     @app.get("/v1/models")
-    def models() -> dict:
-        return {"object": "list", "data": [{"id": model_name, "object": "model", "created": int(time.time()), "owned_by": "supportloop", "max_model_len": max_tokens}]}
+    async def models() -> dict:
+        def card(name: str, parent: str | None) -> dict:
+            rights = {"id": f"modelperm-{uuid.uuid4().hex[:16]}", "object": "model_permission", "created": int(time.time()), "allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True, "allow_search_indices": False,
+                      "allow_view": True, "allow_fine_tuning": False, "organization": "*", "group": None, "is_blocking": False}
+            return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "supportloop", "root": name, "parent": parent, "max_model_len": service.text.max_tokens, "permission": [rights]}
+
+        return {"object": "list", "data": [card(service.name, None), *(card(name, None) for name in service.adapters)]}
 
     @app.post("/v1/chat/completions")
-    async def chat(request: ChatCompletionRequest):
-        if request.model not in (None, model_name):
-            return JSONResponse(error(f"The model `{request.model}` does not exist; this server has `{model_name}`.", "NotFoundError", 404, "model"), 404)
-        messages, sampling = [m.plain() for m in request.messages], request.sampling(max_tokens // 2)
-        guard = (lambda reply: guarded(messages, reply, policy).reply) if policy else None
-        if request.stream:
-            counted = bool(request.stream_options and request.stream_options.include_usage)
-            return StreamingResponse(events(engine.stream(messages, sampling), model_name, counted, guard), media_type="text/event-stream")
-        completion = (await run_in_threadpool(engine.generate, [messages], sampling))[0]
-        reply = parse_reply(completion.text)
-        return response(model_name, await run_in_threadpool(guard, reply) if guard else reply, completion)
+    async def chat_completions(body: ChatRequest, request: Request):
+        return await made(chat(service, body, f"chatcmpl-{request.state.id}"), body.stream, request)
+
+    @app.post("/v1/completions")
+    async def text_completions(body: CompletionRequest, request: Request):
+        return await made(completions(service, body, f"cmpl-{request.state.id}"), body.stream, request)
+
+    async def made(asked, stream: bool | None, request: Request) -> Response:
+        if stream:
+            return StreamingResponse(lines(asked.events()), media_type="text/event-stream")
+        return JSONResponse(await unless_gone(request, asked.response()))
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> dict:
+        service.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise Refused("give either prompt or messages")
+        text = service.text
+        ids = text.ids(body.prompt, body.add_special_tokens is not False) if body.prompt is not None else text.whole([m.plain() for m in body.messages], [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None, add_generation_prompt=body.add_generation_prompt is not False)
+        return {"count": len(ids), "max_model_len": text.max_tokens, "tokens": ids, "token_strs": text.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> dict:
+        service.model(body.model)
+        if any(not 0 <= token < service.vocabulary for token in body.tokens):
+            raise Refused("tokens holds an id that is not in the vocabulary", "tokens")
+        return {"prompt": service.text.of(body.tokens)}
 
     return app
 
 
-def events(pieces: Iterator[str | Completion], model: str, include_usage: bool, guard: Callable[[Message], Message] | None = None) -> Iterator[str]:
-    """The reply as server-sent events. Text goes out as it comes, or behind a guard as it passes; what may be the start of a tool call waits for its end."""
-    identity, sent, text = new_id(), 0, ""
-    yield _event(chunk(identity, model, {"role": "assistant", "content": ""}))
-    for piece in pieces:
-        if isinstance(piece, Completion):
-            message = guard(parse_reply(piece.text)) if guard else parse_reply(piece.text)
-            visible = message["content"]
-            if len(visible) > sent:
-                yield _event(chunk(identity, model, {"content": visible[sent:]}))
-            for index, call in enumerate(message.get("tool_calls") or []):
-                yield _event(chunk(identity, model, {"tool_calls": [{"index": index, **call}]}))
-            reason = "tool_calls" if message.get("tool_calls") else piece.finish_reason
-            yield _event(chunk(identity, model, {}, finish_reason=reason))
-            if include_usage:
-                yield _event(chunk(identity, model, None, counted=usage(piece)))
-            yield "data: [DONE]\n\n"
-            return
-        text += piece
-        safe = "" if guard else releasable(text)
-        if len(safe) > sent:
-            yield _event(chunk(identity, model, {"content": safe[sent:]}))
-            sent = len(safe)
+async def lines(events: AsyncIterator[dict]) -> AsyncIterator[str]:
+    """Server-sent events of a stream; where it breaks, its last is an error, for its status went out long ago."""
+    try:
+        async for event in events:
+            yield f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    except EngineError as problem:
+        yield f"data: {json.dumps(error(str(problem), 'Service Unavailable', 503))}\n\n"
+    except Exception as problem:         # its words may hold what a customer wrote
+        log.error(json.dumps({"event": "stream broke", **where(problem)}))
+        yield f"data: {json.dumps(error('the reply could not be finished', 'InternalServerError', 500))}\n\n"
+    finally:
+        await events.aclose()
+    yield "data: [DONE]\n\n"
 
 
-def releasable(text: str) -> str:
-    """The part of a growing reply that is certainly not a tool call, without the white space around it, which a reply does not keep."""
-    if OPEN in text:
-        text = text[: text.index(OPEN)]
-    for length in range(min(len(OPEN) - 1, len(text)), 0, -1):
-        if text.endswith(OPEN[:length]):
-            text = text[:-length]
-            break
-    return text.strip()
+async def unless_gone(request: Request, response) -> dict:
+    """The response, given up as soon as the client has gone: its place in the engine is somebody else's then."""
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
-
-def _event(body: dict) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    work, left = asyncio.ensure_future(response), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            return {}
+        return work.result()
+    finally:
+        left.cancel()
+        if not work.done():
+            work.cancel()

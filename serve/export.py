@@ -2,6 +2,7 @@
 
     export/model/          what is served: stock Qwen3, loads with AutoModelForCausalLM and in vLLM unchanged
     export/adapter/        the winner's adapter, where it has one
+    export/model/openvino/ the same for the endpoint's fast engine on CPUs, of models up to export.openvino_below
     export/model/handoff.json what the guard must know of the company; the endpoint reads it
     export/model/README.md the model card: figures, gates, limits, and hashes from transcripts to weights
     export/MODEL_CARD.md   the same
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -50,6 +52,10 @@ def run(config) -> None:
         if config.company:
             write_json(out / "model" / POLICY, policy_of(load_pack(config.company)))
         parity = check_parity(config, base, adapter, out / "model", tokenizer)
+        if find_spec("openvino_genai") and sum(p.numel() for p in model.parameters()) < config.export.openvino_below * 1e9:
+            from serve.engine.openvino import CONVERTED, convert  # optional, and slow to import
+
+            convert(out / "model", out / "model" / CONVERTED)
         card = model_card(config, winner, decision, parity, out / "model")
         for place in (out / "MODEL_CARD.md", out / "model" / "README.md"):
             place.write_text(card, encoding="utf-8")

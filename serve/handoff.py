@@ -24,6 +24,7 @@ from data_prep.conversation import Message, tool_call
 from serve.cues import TOPICS, cues, language_of, languages, needs_person, normal, p_person
 
 POLICY = "handoff.json"                # beside the model that is served
+NEEDED = {"languages", "promises", "slots", "claims", "arguments", "identity", "deeds", "tells", "system", "topics", "p_person"}        # what is in it
 TRANSFER = "transfer_to_human"
 AT_ONCE = {"self_harm", "threat"}      # topics in which nothing is looked up first
 ALIKE = 90            # rapidfuzz ratio from which two replies are the same one

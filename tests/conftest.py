@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,11 +66,6 @@ class ScriptedEngine:
     def generate(self, conversations: list[list[dict]], sampling: Sampling) -> list[Completion]:
         return [self._next(c) for c in conversations]
 
-    def stream(self, messages: list[dict], sampling: Sampling) -> Iterator[str | Completion]:
-        completion = self._next(messages)
-        yield from (completion.text[i:i + 3] for i in range(0, len(completion.text), 3))
-        yield completion
-
     def _next(self, messages: list[dict]) -> Completion:
         self.asked.append(messages)
         text = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
@@ -81,3 +75,11 @@ class ScriptedEngine:
 @pytest.fixture
 def scripted():
     return ScriptedEngine
+
+
+@pytest.fixture(scope="session")
+def parrot(tmp_path_factory):
+    """The folder of a model that has learned six conversations by heart (tests/parrot.py)."""
+    from tests.parrot import make
+
+    return make(tmp_path_factory.mktemp("parrot") / "model")

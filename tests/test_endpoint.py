@@ -11,10 +11,9 @@ from data_prep.artifacts import StageError
 from eval import handoff
 from eval.endpoint import UNSEEN, OverHttp, run
 from eval.verify import contradicted
-from serve.app import create_app
 from serve.engine import Sampling
 from serve.handoff import policy_of
-from tests.test_serve import listening
+from tests.serving import saying
 from training.pipeline import main, planned
 
 SMALL = ["evaluate.attacks=1", "evaluate.persona_conversations=1", "evaluate.trials=1", "evaluate.trial_conversations=8"]
@@ -22,10 +21,10 @@ SMALL = ["evaluate.attacks=1", "evaluate.persona_conversations=1", "evaluate.tri
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guarded", [True, False])
-def test_any_endpoint_is_scored(tmp_path, scripted, pack, monkeypatch, guarded):
+def test_any_endpoint_is_scored(tmp_path, pack, monkeypatch, guarded):
     cases = [c for c in handoff.cases() if c.number % 60 == 0 or (c.kind == "bare" and c.language == "en")]
     monkeypatch.setattr(handoff, "cases", lambda: cases)
-    with listening(create_app(scripted(["I can surely help you myself."]), "mine", 512, policy_of(pack) if guarded else None)) as url:
+    with saying(["I can surely help you myself."], name="mine", policy=policy_of(pack) if guarded else None) as url:
         config = load_config([f"endpoint={url}", "endpoint_model=mine", f"run_dir={tmp_path}", *SMALL])
         config.fingerprint = {"seed": 0}
         assert [stage.name for stage in planned(config)] == ["endpoint"]

@@ -11,9 +11,7 @@ from data_prep.company.generate import archive
 from data_prep.conversation import write_json
 from eval import business, csat
 from eval.preference import judged, preferred, rewarded, verdict
-from serve.app import create_app
-from serve.engine import Completion
-from tests.test_serve import listening
+from tests.serving import saying
 from tests.toys import toy_run
 from training.models import load_tokenizer
 
@@ -32,16 +30,13 @@ def test_a_judge_who_changes_with_the_order_makes_a_tie():
     assert [verdict("A", "B"), verdict("B", "A"), verdict("A", "A"), verdict("TIE", "B")] == [1.0, 0.0, 0.5, 0.5]
 
 
-class Judge:
+def judge(fair):
     """Prefers what says sorry, wherever it stands; or always the first."""
+    def of(prompt: str) -> str:
+        a, b = prompt.split("\n\nA: ")[1].split("\n\nB: ")
+        return "A" if not fair or "sorry" in a else "B" if "sorry" in b else "tie"
 
-    def __init__(self, fair):
-        self.fair = fair
-
-    def generate(self, conversations, sampling):
-        text = conversations[0][1]["content"]
-        a, b = text.split("\n\nA: ")[1].split("\n\nB: ")
-        return [Completion("A" if not self.fair or "sorry" in a else "B" if "sorry" in b else "tie", "stop", 1, 1)]
+    return of
 
 
 ROWS = [{"prompt": [{"role": "user", "content": "my lamp is broken"}], "completion": [{"role": "assistant", "content": "Order number?"}]}] * 3
@@ -50,7 +45,7 @@ WRITTEN = [{"role": "assistant", "content": "I am sorry. What is the number?"}] 
 
 def test_an_llm_judge_is_asked_in_both_orders():
     for fair, value in ((True, 1.0), (False, 0.5)):
-        with listening(create_app(Judge(fair), "judge", 4096)) as url:
+        with saying(judge(fair), name="judge", max_tokens=4096) as url:
             assert [win for win, _ in judged(url, "judge", ROWS, WRITTEN)] == [value] * 3
     with pytest.raises(StageError, match="did not answer"):
         judged("http://127.0.0.1:9/v1", "judge", ROWS[:1], WRITTEN[:1])

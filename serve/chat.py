@@ -1,0 +1,160 @@
+"""A chat request from the wire to its choices and back: `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+from data_prep.conversation import Message
+from data_prep.hermes import CLOSE, OPEN
+from serve.engine import Alternatives, Job, Sampling
+from serve.handoff import guarded
+from serve.protocol import ChatRequest, NamedTool, Refused, chat_logprobs, prompt_logprobs, usage, whole
+from serve.replies import Piece, Release
+from serve.service import Service, merged
+
+
+@dataclass
+class Out:
+    """Something of one choice that goes out at once."""
+
+    index: int
+    content: str = ""
+    calls: list[dict] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Alternatives] = field(default_factory=list)
+    finish: str | None = None
+    stop_reason: str | int | None = None
+    made: int = 0                      # tokens of this choice so far
+    prompt_logprobs: tuple[Alternatives | None, ...] | None = None
+
+
+@dataclass
+class Chat:
+    """A request that can be made. prompt: token ids. is_forced: its reply must be a tool call; is_named: of the one that it names."""
+
+    service: Service
+    request: ChatRequest
+    identity: str
+    model: str
+    messages: list[Message]
+    prompt: list[int]
+    sampling: Sampling
+    is_forced: bool
+    is_named: bool
+
+    @property
+    def top(self) -> int:
+        return self.request.top_logprobs or 0
+
+    async def choice(self, index: int) -> AsyncIterator[Out]:
+        """One choice as it may go out, up to the one with a `finish`."""
+        policy, adapter = self.service.policy, self.service.adapters.get(self.model)
+        guard = (lambda reply: guarded(self.messages, reply, policy)) if policy else None
+        release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard)
+        sampling = self.sampling if self.sampling.seed is None else replace(self.sampling, seed=self.sampling.seed + index)
+        out = Out(index)
+        made = self.service.pieces(Job(f"{self.identity}-{index}", tuple(self.prompt), sampling, adapter), self.request.priority or 0, keep_stop=bool(self.request.include_stop_str_in_output), skip_special=self.request.skip_special_tokens is not False)
+        try:
+            async for piece in made:
+                out = self._with(out, piece)
+                out.content += release.feed(piece.text)
+                if release.replaced is not None:
+                    out.finish = "stop"
+                if out.finish:
+                    break
+                if out.content:
+                    yield out
+                    out = Out(index, made=out.made)
+        finally:
+            await made.aclose()
+        rest, out.calls = release.end()
+        out.content += rest
+        if release.replaced is not None:
+            out.tokens, out.logprobs, out.stop_reason, out.finish = [], [], None, "stop"
+        if out.calls:
+            out.finish = "stop" if self.is_named and release.replaced is None else "tool_calls"
+        yield out
+
+    @staticmethod
+    def _with(out: Out, piece: Piece) -> Out:
+        return replace(out, tokens=out.tokens + piece.tokens, logprobs=out.logprobs + piece.logprobs, finish=piece.finish, stop_reason=piece.stop_reason, made=out.made + len(piece.tokens), prompt_logprobs=piece.prompt_logprobs or out.prompt_logprobs)
+
+    def _logprobs(self, out: Out) -> dict | None:
+        return chat_logprobs(self.service.text, out.tokens, out.logprobs, self.top) if out.logprobs else None
+
+    async def response(self) -> dict:
+        outs = await asyncio.gather(*(self._joined(index) for index in range(self.request.n or 1)))
+        ids = self.request.return_token_ids
+        choices = [{"index": out.index, "message": {"role": "assistant", "content": out.content or (None if out.calls and not self.is_forced else ""), "refusal": None, "annotations": None, "audio": None, "function_call": None, **({"tool_calls": self._calls(out)} if out.calls else {}), "reasoning": None},
+                    "logprobs": self._logprobs(out), "finish_reason": out.finish, "stop_reason": out.stop_reason, "token_ids": out.tokens if ids else None, "routed_experts": None} for out in outs]
+        return whole(self.identity, "chat.completion", self.model, choices, len(self.prompt), sum(out.made for out in outs), system_fingerprint=self.service.fingerprint, prompt_logprobs=prompt_logprobs(self.service.text, outs[0].prompt_logprobs),
+                     prompt_token_ids=self.prompt if ids else None, prompt_text=None)
+
+    async def _joined(self, index: int) -> Out:
+        joined = Out(index)
+        async for out in self.choice(index):
+            joined = replace(out, content=joined.content + out.content, tokens=joined.tokens + out.tokens, logprobs=joined.logprobs + out.logprobs, prompt_logprobs=joined.prompt_logprobs or out.prompt_logprobs)
+        return joined
+
+    def _calls(self, out: Out) -> list[dict]:
+        return [{"id": f"chatcmpl-tool-{self.identity[-16:]}-{out.index}-{place}", "type": "function", "function": call["function"]} for place, call in enumerate(out.calls)]
+
+    async def events(self) -> AsyncIterator[dict]:
+        """The chunks of a stream, without [DONE]. Raises: EngineError."""
+        options, count = self.request.stream_options, self.request.n or 1
+        counted, always = bool(options and options.include_usage), bool(options and options.include_usage and options.continuous_usage_stats)
+        head = {"id": self.identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": self.model}
+        made = [0] * count
+        for index in range(count):
+            yield {**head, "choices": [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}], **({"usage": {**usage(len(self.prompt), 0), "completion_tokens_details": None}} if always else {}), "prompt_token_ids": None, "prompt_text": None}
+        async for out in merged([self.choice(index) for index in range(count)]):
+            made[out.index] = out.made
+            deltas = [{"content": out.content}] if out.content else []
+            for place, call in enumerate(self._calls(out)):         # a name, then its arguments, as vLLM sends them
+                deltas += [{"content": None, "tool_calls": [{"index": place, "id": call["id"], "type": "function", "function": {"name": call["function"]["name"]}}]}, {"content": None, "tool_calls": [{"index": place, "function": {"arguments": call["function"]["arguments"]}}]}]
+            if out.calls or not deltas:
+                deltas.append({})
+            for place, delta in enumerate(deltas):
+                is_last = place == len(deltas) - 1
+                one = {"index": out.index, "delta": delta, "logprobs": self._logprobs(out) if place == 0 else None, "finish_reason": out.finish if is_last else None, **({"stop_reason": out.stop_reason} if is_last and out.finish else {}),
+                       "token_ids": out.tokens if place == 0 and self.request.return_token_ids else None}
+                yield {**head, "choices": [one], **({"usage": {**usage(len(self.prompt), out.made), "completion_tokens_details": None}} if always else {}), **({"system_fingerprint": self.service.fingerprint} if is_last and out.finish and not counted else {})}
+        if counted:
+            yield {**head, "choices": [], "usage": usage(len(self.prompt), sum(made)), "system_fingerprint": self.service.fingerprint}
+
+
+def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
+    """Raises: Refused."""
+    model, text = service.model(request.model), service.text
+    if not request.messages:
+        raise Refused("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    if request.chat_template is not None:
+        raise Refused("Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with untrusted chat template.")
+    if request.top_logprobs and not request.logprobs:
+        raise Refused("when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)", "top_logprobs")
+    if request.tool_choice not in (None, "none") and not request.tools:
+        raise Refused("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    messages = [message.plain() for message in request.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] if request.tool_choice != "none" else []
+    asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    service.check_length(asked)
+    template = {"add_generation_prompt": request.add_generation_prompt is not False and not request.continue_final_message, "continue_final_message": bool(request.continue_final_message)}
+    prompt = text.chat(messages, min(asked or text.max_tokens // 4, text.max_tokens // 2), tools or None, **template)
+    most = service.room(len(prompt), asked)
+    sampling = request.checked(text, (request.top_logprobs or 0) if request.logprobs else None, most, service.vocabulary, service.defaults)
+    is_named = isinstance(request.tool_choice, NamedTool)
+    is_forced = is_named or request.tool_choice == "required"
+    if is_forced:
+        if sampling.grammar:
+            raise Refused("a reply that must be a tool call cannot have another structure too", "tool_choice")
+        asked_for = [tool.function for tool in request.tools if not is_named or tool.function.name == request.tool_choice.function.name]
+        if not asked_for:
+            raise Refused(f"tool_choice names {request.tool_choice.function.name[:60]!r}, which is not among the tools", "tool_choice")
+        sampling = replace(sampling, grammar=("calls", json.dumps([{"begin": OPEN + text.gap + f'{{"name": {json.dumps(tool.name)}, "arguments": ', "schema": tool.parameters or {"type": "object"}, "end": "}" + text.gap + CLOSE} for tool in asked_for])))
+    service.queue.admit(request.n or 1)
+    return Chat(service, request, identity, model, messages, prompt, sampling, is_forced, is_named)
+

@@ -1,0 +1,178 @@
+"""The engine that can do everything and hurries at nothing: transformers, a token of every job in turn, each with a cache of its own.
+
+It makes log probabilities, biased and penalised draws, and whatever the fast engine lacks; where there is no fast one it makes everything. Greedy tokens of
+the fast engine are held to these.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import llguidance
+import llguidance.hf
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from serve.engine import Alternatives, Job, Step
+
+PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
+
+
+@dataclass
+class Row:
+    """A job at work. `said`: its tokens so far; `left`: what of the prompt is still unread."""
+
+    job: Job
+    left: list[int]
+    generator: torch.Generator
+    matcher: object | None
+    cache: DynamicCache
+    said: list[int] = field(default_factory=list)
+    read: list[Alternatives | None] = field(default_factory=lambda: [None])
+
+
+class Exact:
+    """folder: a Hugging Face model. adapters: LoRA folders by name, over that very model."""
+
+    def __init__(self, folder: str | Path, adapters: dict[str, str] | None = None):
+        self.model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True, dtype=torch.float32).eval()
+        self.ends = ends_of(self.model.generation_config)
+        self.folder, self.rows, self.grammars = folder, {}, None
+        if adapters:
+            from peft import PeftModel  # optional: only adapters need it
+
+            first, *others = adapters.items()
+            self.model = PeftModel.from_pretrained(self.model, first[1], adapter_name=first[0]).eval()
+            for name, path in others:
+                self.model.load_adapter(path, adapter_name=name)
+
+    def add(self, job: Job) -> None:
+        generator = torch.Generator()
+        if job.sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(job.sampling.seed)
+        self.rows[job.id] = Row(job, list(job.prompt), generator, self._matcher(job.sampling.grammar) if job.sampling.grammar else None, DynamicCache(config=self.model.config))
+
+    def cancel(self, job_id: str) -> None:
+        self.rows.pop(job_id, None)
+
+    def busy(self) -> bool:
+        return bool(self.rows)
+
+    @torch.inference_mode()
+    def step(self) -> dict[str, Step]:
+        made = {}
+        for row in list(self.rows.values()):
+            if (step := self._one(row)) is not None:
+                made[row.job.id] = step
+                if step.finish:
+                    self.cancel(row.job.id)
+        return made
+
+    def _one(self, row: Row) -> Step | None:
+        sampling, first = row.job.sampling, not row.said
+        piece, row.left = row.left[:PIECE], row.left[PIECE:]
+        logits = self._forward(row, piece)
+        if first and sampling.prompt_logprobs is not None:
+            ahead = [*piece[1:], *row.left[:1]]
+            row.read += [alternatives(line, token, sampling.prompt_logprobs) for line, token in zip(logits, ahead, strict=False)]
+        if row.left:
+            return None
+        raw, token = logits[-1], self._draw(row, logits[-1])
+        row.said.append(token)
+        row.left = [token]
+        is_end = (token in self.ends and not sampling.ignore_eos or token in sampling.stop_token_ids) and len(row.said) > sampling.min_tokens
+        is_whole = row.matcher is not None and (row.matcher.consume_token(token), row.matcher.is_stopped())[1]
+        finish = "stop" if is_end or is_whole else "length" if len(row.said) >= sampling.max_tokens else None
+        return Step((token,), (alternatives(raw, token, sampling.logprobs),) if sampling.logprobs is not None else (), finish, tuple(row.read) if first and sampling.prompt_logprobs is not None else None)
+
+    def _forward(self, row: Row, ids: list[int]) -> torch.Tensor:
+        """The logits (tokens, vocabulary) behind each of these tokens."""
+        if hasattr(self.model, "peft_config"):
+            if row.job.adapter is None:
+                with self.model.disable_adapter():
+                    return self.model(input_ids=torch.tensor([ids]), past_key_values=row.cache, use_cache=True).logits[0].float()
+            self.model.set_adapter(row.job.adapter)
+        return self.model(input_ids=torch.tensor([ids]), past_key_values=row.cache, use_cache=True).logits[0].float()
+
+    def _draw(self, row: Row, logits: torch.Tensor) -> int:
+        sampling, logits = row.job.sampling, penalised(logits, row.job.prompt, row.said, row.job.sampling)
+        if len(row.said) < sampling.min_tokens:
+            logits[[*self.ends, *sampling.stop_token_ids]] = -torch.inf
+        if row.matcher is not None:
+            allowed = np.unpackbits(np.frombuffer(row.matcher.compute_bitmask(), np.uint8), bitorder="little")
+            logits[torch.from_numpy(allowed[:len(logits)] == 0)] = -torch.inf
+        if sampling.temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(narrowed(logits / sampling.temperature, sampling), 1, generator=row.generator))
+
+    def _matcher(self, grammar: tuple[str, str]):
+        """What may come next of a reply that a grammar describes. Raises: ValueError where it is none."""
+        kind, text = grammar
+        if self.grammars is None:
+            tokenizer = AutoTokenizer.from_pretrained(str(self.folder), trust_remote_code=False)
+            self.grammars = llguidance.hf.from_tokenizer(tokenizer, n_vocab=self.model.config.vocab_size, eos_token=self.ends[0])
+        made = llguidance.LLMatcher(self.grammars, grammar_of(kind, text))
+        if made.is_error():
+            raise ValueError(f"structured output: no {kind} that can be followed")
+        return made
+
+
+def grammar_of(kind: str, text: str) -> str:
+    """In llguidance's words."""
+    if kind == "json":
+        return llguidance.grammar_from("json_schema", text)
+    if kind == "calls":
+        calls = json.loads(text)
+        rules = [f"call{place}: {json.dumps(one['begin'])} schema{place} {json.dumps(one['end'])}\nschema{place}: %json {json.dumps(one['schema'])}" for place, one in enumerate(calls)]
+        return llguidance.grammar_from("lark", "\n".join([f"start: {' | '.join(f'call{place}' for place in range(len(calls)))}", *rules]))
+    return llguidance.grammar_from("regex", text if kind == "regex" else either(json.loads(text)))
+
+
+def either(choices: list[str]) -> str:
+    """A regular expression of these very strings."""
+    return "|".join("".join(f"\\{char}" if char in r"\.+*?()|[]{}^$-" else char for char in choice) for choice in choices)
+
+
+def ends_of(generation_config) -> list[int]:
+    ids = generation_config.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def alternatives(logits: torch.Tensor, token: int, count: int) -> Alternatives:
+    """The drawn token's log probability and those of so many of the likeliest, before any temperature or penalty, as vLLM gives them."""
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(count)
+    return {token: float(logprobs[token])} | {int(i): float(v) for i, v in zip(top.indices, top.values, strict=True)}
+
+
+def penalised(logits: torch.Tensor, prompt: tuple[int, ...], said: list[int], sampling) -> torch.Tensor:
+    """Logits (V,) less what repeats: repetition over prompt and reply (arXiv:1909.05858), presence and frequency over the reply (OpenAI's); then the bias."""
+    logits = logits.clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *said}))
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / sampling.repetition_penalty, logits[seen] * sampling.repetition_penalty)
+    if said and (sampling.presence_penalty or sampling.frequency_penalty):
+        counts = torch.bincount(torch.tensor(said), minlength=len(logits))
+        logits -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
+    for token, bias in sampling.logit_bias:
+        logits[token] += bias
+    return logits
+
+
+def narrowed(logits: torch.Tensor, sampling) -> torch.Tensor:
+    """Probabilities (V,) of the tokens that top_k, min_p (arXiv:2407.01082) and top_p leave, in vLLM's order."""
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    p = logits.softmax(-1)
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.max(), 0)
+    if sampling.top_p < 1:
+        ordered, where = (p / p.sum()).sort(descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+        p = torch.zeros_like(p).scatter(-1, where, ordered)
+    return p / p.sum()

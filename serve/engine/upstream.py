@@ -1,0 +1,109 @@
+"""A running `vllm serve` as the engine: token ids go there and come back, over its `/v1/completions`.
+
+The prompt is made here and goes as token ids, so that control tokens which a customer typed cannot become real ones there; a reader that goes away closes the
+stream, which frees its place there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+
+from serve.engine import Alternatives, EngineError, Job, Sampling, State, Step
+
+LOOK = 2.0            # seconds between two looks at whether it is there
+
+
+class Upstream:
+    """A TokenEngine. url: up to /v1; model: its name there."""
+
+    def __init__(self, url: str, model: str, key: str | None = None):
+        self.url, self.model, self.state, self.watch = url.rstrip("/"), model, State(why="the upstream has not answered yet"), None
+        self.client = httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"} if key else None, timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
+
+    async def start(self) -> None:
+        """Raises: EngineError where it is not there or has no such model."""
+        try:
+            found = [card["id"] for card in (await self.client.get(f"{self.url}/models", timeout=10)).raise_for_status().json()["data"]]
+        except (httpx.HTTPError, KeyError, ValueError) as problem:
+            raise EngineError(f"engine={self.url} does not answer as vLLM does ({type(problem).__name__}): is it running, and does SUPPORTLOOP_UPSTREAM_KEY hold its key?") from None
+        if self.model not in found:
+            raise EngineError(f"engine={self.url} has no model {self.model!r}, but {', '.join(found)}: give upstream_model=<name>")
+        self._alive()
+        self.state.facts = {"engine": "vllm"}
+        self.watch = asyncio.create_task(self._look())
+
+    def _alive(self) -> None:
+        self.state.ready, self.state.progressed, self.state.why = True, time.monotonic(), ""
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                (await self.client.get(f"{self.url}/models", timeout=LOOK)).raise_for_status()
+                self._alive()
+            except httpx.HTTPError as problem:
+                self.state.ready, self.state.why = False, f"the upstream does not answer ({type(problem).__name__})"
+
+    async def run(self, job: Job) -> AsyncIterator[Step]:
+        try:
+            async with self.client.stream("POST", f"{self.url}/completions", json=asked(job, self.model), headers={"X-Request-Id": job.id}) as answer:
+                if answer.status_code != 200:
+                    raise EngineError(f"the upstream refused the request (status {answer.status_code})")
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        yield Step(finish="error")
+                        return
+                    for choice in event["choices"]:
+                        self.state.progressed = time.monotonic()
+                        step = step_of(choice, job.sampling)
+                        yield step
+                        if step.finish:
+                            return
+        except httpx.HTTPError as problem:
+            raise EngineError(f"the upstream broke off ({type(problem).__name__})") from None
+        yield Step(finish="error")          # it ended without a word
+
+    async def close(self) -> None:
+        if self.watch:
+            self.watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.watch
+        await self.client.aclose()
+
+
+def asked(job: Job, model: str) -> dict:
+    """The request for a job. Stop strings stay here: they are looked for in the text, which is made here."""
+    s = job.sampling
+    made = {"model": job.adapter or model, "prompt": list(job.prompt), "max_tokens": s.max_tokens, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "min_p": s.min_p, "presence_penalty": s.presence_penalty,
+            "frequency_penalty": s.frequency_penalty, "repetition_penalty": s.repetition_penalty, "min_tokens": s.min_tokens, "ignore_eos": s.ignore_eos, "stop_token_ids": list(s.stop_token_ids), "seed": s.seed, "stream": True,
+            "return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": s.logprobs}
+    if s.logit_bias:
+        made["logit_bias"] = {str(token): bias for token, bias in s.logit_bias}
+    if s.grammar:
+        kind, text = s.grammar
+        if kind == "calls":
+            tags = [{"type": "tag", "begin": one["begin"], "content": {"type": "json_schema", "json_schema": one["schema"]}, "end": one["end"]} for one in json.loads(text)]
+            made["structured_outputs"] = {"structural_tag": json.dumps({"type": "structural_tag", "format": tags[0] if len(tags) == 1 else {"type": "or", "elements": tags}})}
+        else:
+            made["structured_outputs"] = {kind: text if kind == "regex" else json.loads(text)}
+    return made
+
+
+def step_of(choice: dict, sampling: Sampling) -> Step:
+    """A choice of a chunk as a step; log probabilities come by "token_id:<n>" there."""
+    tokens = tuple(choice.get("token_ids") or ())
+    logprobs: tuple[Alternatives, ...] = ()
+    if sampling.logprobs is not None and choice.get("logprobs"):
+        told = choice["logprobs"]
+        logprobs = tuple({token: value} | {int(name.split(":")[1]): other for name, other in (top or {}).items()} for token, value, top in zip(tokens, told["token_logprobs"], told["top_logprobs"] or [None] * len(tokens), strict=True))
+    finish = choice.get("finish_reason")
+    return Step(tokens, logprobs, finish if finish in (None, "stop", "length") else "error")

@@ -1,0 +1,104 @@
+"""The child process in which an embedded engine runs: requests come in through a pipe, steps go out, one message for all jobs of a step.
+
+It dies with its parent, and its parent outlives it: whatever kills an engine (memory, a bug in native code) kills no connection.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from serve.engine import Batcher, Job, Step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """folder: the exported model. base, adapters: the model that LoRA adapters were made for, and their folders by name. fast: whether OpenVINO makes what it can make."""
+
+    folder: str
+    slots: int
+    max_tokens: int
+    threads: int
+    fast: bool
+    base: str | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
+
+
+class Both:
+    """The fast engine for what it can do, the exact one for the rest; that is loaded when it is first needed."""
+
+    def __init__(self, settings: Settings):
+        import torch
+
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
+        self.settings, self.fast, self.exact, self.based = settings, None, None, None
+        if settings.fast:
+            from serve.engine.openvino import CONVERTED, OpenVino, convert
+
+            converted = Path(settings.folder) / CONVERTED
+            if not (converted / "openvino_model.xml").is_file():
+                convert(settings.folder, converted)
+            self.fast = OpenVino(converted, settings.slots, settings.max_tokens, settings.threads)
+        else:
+            self._exact()
+        if settings.adapters:
+            from serve.engine.exact import Exact
+
+            self.based = Exact(settings.base, dict(settings.adapters))
+
+    def _exact(self):
+        if self.exact is None:
+            from serve.engine.exact import Exact
+
+            self.exact = Exact(self.settings.folder)
+        return self.exact
+
+    def add(self, job: Job) -> None:
+        wants = job.sampling
+        if job.adapter is not None:
+            self.based.add(job)
+        elif self.fast is None or wants.logprobs is not None or wants.prompt_logprobs is not None or wants.logit_bias:
+            self._exact().add(job)
+        else:
+            self.fast.add(job)
+
+    def _engines(self) -> list[Batcher]:
+        return [engine for engine in (self.fast, self.exact, self.based) if engine is not None]
+
+    def cancel(self, job_id: str) -> None:
+        for engine in self._engines():
+            engine.cancel(job_id)
+
+    def busy(self) -> bool:
+        return any(engine.busy() for engine in self._engines())
+
+    def step(self) -> dict[str, Step]:
+        return {job: step for engine in self._engines() if engine.busy() for job, step in engine.step().items()}
+
+
+def work(pipe: Connection, settings: Settings) -> None:
+    """Until the pipe closes: ("job", Job), ("cancel", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words) and ("pong", n) out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's to answer
+    parent = os.getppid()
+    engine = Both(settings)
+    pipe.send(("ready", {"engine": "openvino" if settings.fast else "transformers"}))
+    try:
+        while os.getppid() == parent:
+            while pipe.poll(0 if engine.busy() else 1.0):
+                kind, what = pipe.recv()
+                if kind == "job":
+                    try:
+                        engine.add(what)
+                    except ValueError as error:
+                        pipe.send(("refused", what.id, str(error)))
+                elif kind == "cancel":
+                    engine.cancel(what)
+                elif kind == "ping":
+                    pipe.send(("pong", what))
+            if engine.busy() and (made := engine.step()):
+                pipe.send(("steps", made))
+    except (EOFError, BrokenPipeError, OSError):
+        return          # the parent has gone

@@ -1,0 +1,116 @@
+"""What all requests share: the model and its names, its tokenizer, the queue, the guard's policy, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from serve.engine import Job
+from serve.metrics import Metrics
+from serve.protocol import Refused
+from serve.queue import Queue
+from serve.replies import Piece, pieces
+from serve.text import Text
+
+
+@dataclass
+class Service:
+    """name: the model's id. adapters: ids of LoRA adapters beside it, by the name the engine knows them by. policy: the guard's, or None. defaults: sampling
+    values of the model's generation_config.json, which hold where a request says nothing, as in vLLM."""
+
+    queue: Queue
+    text: Text
+    name: str
+    vocabulary: int
+    fingerprint: str
+    policy: dict | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    defaults: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.name, self.queue)
+
+    def model(self, asked: str | None) -> str:
+        """Raises: Refused where there is no such model."""
+        if asked in (None, "", self.name) or asked in self.adapters:
+            return asked or self.name
+        raise Refused(f"The model `{asked}` does not exist. Valid aliases: {', '.join([self.name, *self.adapters])}.", "model", 404, "NotFoundError")
+
+    def check_length(self, asked: int | None) -> None:
+        """Raises: Refused where a reply is to be longer than anything can be, or empty."""
+        if asked is not None and asked < 1:
+            raise Refused(f"max_tokens must be at least 1, got {asked}. (parameter=max_tokens, value={asked})", "max_tokens")
+        if asked is not None and asked > self.text.max_tokens:
+            raise Refused(f"max_tokens={asked} cannot be greater than max_model_len={self.text.max_tokens}. Please request fewer output tokens. (parameter=max_tokens, value={asked})", "max_tokens")
+
+    def room(self, prompt: int, asked: int | None) -> int:
+        """Tokens that a reply may have behind a prompt. Raises: Refused where there is no room."""
+        if prompt >= self.text.max_tokens:
+            raise Refused(f"This model's maximum context length is {self.text.max_tokens} tokens. However, your prompt contains at least {self.text.max_tokens + 1} input tokens, which exceeds this limit even without any output tokens. "
+                          f"Please reduce the length of the input prompt. (parameter=input_tokens, value={prompt})", "input_tokens")
+        if asked is not None and prompt + asked > self.text.max_tokens:
+            raise Refused(f"This model's maximum context length is {self.text.max_tokens} tokens. However, you requested {asked} output tokens and your prompt contains {prompt} input tokens, for a total of {prompt + asked} tokens. "
+                          f"Please reduce the length of the input prompt or the number of requested output tokens. (parameter=input_tokens, value={prompt})", "input_tokens")
+        return asked or self.text.max_tokens - prompt
+
+    async def pieces(self, job: Job, priority: int, **how) -> AsyncIterator[Piece]:
+        """`replies.pieces` through the queue, counted."""
+        meter = self.metrics.meter(job)
+        made = pieces(_Prior(self.queue, priority), job, self.text, **how)
+        try:
+            async for piece in made:
+                meter.made(len(piece.tokens), piece.finish)
+                yield piece
+        finally:
+            await made.aclose()
+            meter.end()
+
+
+@dataclass
+class _Prior:
+    """The queue for one request."""
+
+    queue: Queue
+    priority: int
+
+    def run(self, job: Job):
+        return self.queue.run(job, self.priority)
+
+
+async def merged(sources: Sequence[AsyncIterator]) -> AsyncIterator:
+    """What several iterators yield, as it comes; all are closed when one fails or nobody reads any more."""
+    if len(sources) == 1:
+        try:
+            async for item in sources[0]:
+                yield item
+        finally:
+            await sources[0].aclose()
+        return
+    waiting: asyncio.Queue = asyncio.Queue()
+
+    async def read(source) -> None:
+        try:
+            async for item in source:
+                waiting.put_nowait((item, None))
+            waiting.put_nowait((None, None))
+        except Exception as error:           # raised again below, to who reads
+            waiting.put_nowait((None, error))
+        finally:
+            await source.aclose()
+
+    tasks = [asyncio.create_task(read(source)) for source in sources]
+    try:
+        left = len(tasks)
+        while left:
+            item, error = await waiting.get()
+            if error is not None:
+                raise error
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
