@@ -101,13 +101,13 @@ async def serve(app, door, config) -> int:
                 super().handle_exit(sig, frame)
                 return
             door.draining = True
-            asyncio.get_running_loop().create_task(self.drain(sig))
+            asyncio.get_running_loop().create_task(self.drain())
 
-        async def drain(self, sig: int) -> None:
+        async def drain(self) -> None:
             queue, until = app.state.service.queue, asyncio.get_running_loop().time() + config.drain
             while queue.running + queue.waiting and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(0.05)
-            super().handle_exit(sig, None)
+            self.should_exit = True
 
     await app.state.service.queue.start()
     print(f"serving {config.served_model_name} with {app.state.service.queue.state.facts['engine']} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard") + (", any key" if not config.api_keys else ""), flush=True)

@@ -84,7 +84,7 @@ class Chat:
         return replace(out, tokens=out.tokens + piece.tokens, logprobs=out.logprobs + piece.logprobs, finish=piece.finish, stop_reason=piece.stop_reason, made=out.made + len(piece.tokens), prompt_logprobs=piece.prompt_logprobs or out.prompt_logprobs)
 
     def _logprobs(self, out: Out) -> dict | None:
-        return chat_logprobs(self.service.text, out.tokens, out.logprobs, self.top) if out.logprobs else None
+        return chat_logprobs(self.service.text, out.tokens, out.logprobs, self.top, self.request.return_tokens_as_token_ids) if out.logprobs else None
 
     async def response(self) -> dict:
         outs = await asyncio.gather(*(self._joined(index) for index in range(self.request.n or 1)))

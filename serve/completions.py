@@ -53,7 +53,7 @@ class Completions:
         if top is None:
             return None
         found: list[Alternatives | None] = [*piece.prompt_logprobs, *piece.logprobs] if self.request.echo and piece.prompt_logprobs else list(piece.logprobs)
-        return completion_logprobs(text, [*prompt, *piece.tokens] if len(found) > len(piece.tokens) else piece.tokens, found, top)
+        return completion_logprobs(text, [*prompt, *piece.tokens] if len(found) > len(piece.tokens) else piece.tokens, found, top, self.request.return_tokens_as_token_ids)
 
     async def response(self) -> dict:
         each, ids = self.request.n or 1, self.request.return_token_ids

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.conversation import Message
 from serve.engine import Alternatives, Sampling
+from serve.engine.grammar import ebnf
 from serve.text import Text
 
 STOPS, LOGPROBS, CHOICES, PROMPTS = 4, 20, 16, 1024           # at most, of one request
@@ -107,6 +108,8 @@ class StructuredOutputs(BaseModel):
     held: str | dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
+    grammar: str | None = None
+    structural_tag: str | None = None
 
 
 class _Drawn(BaseModel):
@@ -138,6 +141,7 @@ class _Drawn(BaseModel):
     structured_outputs: StructuredOutputs | None = None
     priority: int | None = 0
     return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
     user: str | None = None
 
     def checked(self, text: Text, logprobs: int | None, most: int, vocabulary: int, defaults: dict) -> Sampling:
@@ -176,8 +180,14 @@ class _Drawn(BaseModel):
         ids = self.stop_token_ids or []
         if any(not 0 <= token < vocabulary for token in ids):
             raise Refused(f"stop_token_ids must be token ids below {vocabulary}", "stop_token_ids")
+        grammar = self.grammar()
+        try:
+            if grammar:
+                ebnf(*grammar)
+        except ValueError as problem:
+            raise Refused(str(problem), "structured_outputs") from None
         return Sampling(temperature=temperature, top_p=top_p, max_tokens=most, seed=self.seed, stop=tuple(stops), top_k=max(0, top_k), min_p=min_p, presence_penalty=value("presence_penalty", 0.0), frequency_penalty=value("frequency_penalty", 0.0),
-                        repetition_penalty=repetition, min_tokens=value("min_tokens", 0), ignore_eos=bool(self.ignore_eos), stop_token_ids=tuple(ids), logit_bias=self._bias(vocabulary), logprobs=logprobs, prompt_logprobs=self.prompt_logprobs, grammar=self.grammar())
+                        repetition_penalty=repetition, min_tokens=value("min_tokens", 0), ignore_eos=bool(self.ignore_eos), stop_token_ids=tuple(ids), logit_bias=self._bias(vocabulary), logprobs=logprobs, prompt_logprobs=self.prompt_logprobs, grammar=grammar)
 
     def _bias(self, vocabulary: int) -> tuple[tuple[int, float], ...]:
         made = []
@@ -191,9 +201,9 @@ class _Drawn(BaseModel):
         """What the reply must be like. Raises: Refused where nothing, or more than one thing, is said."""
         asked = self.structured_outputs
         if asked is not None:
-            found = [(kind, value if isinstance(value, str) else json.dumps(value)) for kind, value in (("json", asked.held), ("regex", asked.regex), ("choice", asked.choice)) if value is not None]
+            found = [(kind, value if isinstance(value, str) else json.dumps(value)) for kind, value in (("json", asked.held), ("regex", asked.regex), ("choice", asked.choice), ("grammar", asked.grammar), ("structural_tag", asked.structural_tag)) if value is not None]
             if len(found) != 1:
-                raise Refused(f"You can only use one kind of structured outputs constraint (json, regex or choice), got {len(found)}")
+                raise Refused(f"You can only use one kind of structured outputs constraint (json, regex, choice, grammar or structural_tag), got {len(found)}")
             if found[0][0] == "choice" and not asked.choice:
                 raise Refused("structured_outputs.choice is empty", "structured_outputs")
             return found[0]
@@ -259,22 +269,27 @@ def whole(identity: str, kind: str, model: str, choices: list[dict], prompt: int
             "usage": {**usage(prompt, made), "prompt_tokens_details": None, "completion_tokens_details": None}, **more, "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
 
-def chat_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives], top: int) -> dict:
+def _word(text: Text, token: int, as_id: bool | None) -> str:
+    return f"token_id:{token}" if as_id else text.of([token])
+
+
+def chat_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives], top: int, as_id: bool | None = False) -> dict:
     def one(token: int, value: float) -> dict:
         word = text.of([token])
-        return {"token": word, "logprob": max(value, -9999.0), "bytes": list(word.encode())}
+        return {"token": _word(text, token, as_id), "logprob": max(value, -9999.0), "bytes": list(word.encode())}
 
     return {"content": [{**one(token, found[token]), "top_logprobs": [one(other, value) for other, value in sorted(found.items(), key=lambda pair: -pair[1])[:top]] if top else []} for token, found in zip(tokens, logprobs, strict=True)]}
 
 
-def completion_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives | None], top: int, offset: int = 0) -> dict:
+def completion_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives | None], top: int, as_id: bool | None = False) -> dict:
     made: dict[str, list] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+    offset = 0
     for token, found in zip(tokens, logprobs, strict=True):
         word = text.of([token])
         made["text_offset"].append(offset)
-        made["tokens"].append(word)
+        made["tokens"].append(_word(text, token, as_id))
         made["token_logprobs"].append(None if found is None else max(found[token], -9999.0))
-        made["top_logprobs"].append(None if found is None else {text.of([other]): max(value, -9999.0) for other, value in list(found.items())[:top + 1]})
+        made["top_logprobs"].append(None if found is None else {_word(text, other, as_id): max(value, -9999.0) for other, value in list(found.items())[:top + 1]})
         offset += len(word)
     return made
 

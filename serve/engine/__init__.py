@@ -39,7 +39,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None           # so many of the likeliest tokens beside the one that was drawn
     prompt_logprobs: int | None = None
-    grammar: tuple[str, str] | None = None         # ("json", a schema), ("regex", an expression), ("choice", a JSON list of strings), ("calls", a JSON list of {"begin", "schema", "end"})
+    grammar: tuple[str, str] | None = None         # ("json", a schema), ("regex", an expression), ("choice", a JSON list of strings), ("calls", a JSON list of {"begin", "schema", "end"}), ("grammar", EBNF), ("structural_tag", vLLM's JSON)
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ the fast engine are held to these.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import llguidance
-import llguidance.hf
-import numpy as np
 import torch
+import xgrammar
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from serve.engine import Alternatives, Job, Step
+from serve.engine.grammar import ebnf
 
 PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
 
@@ -86,8 +84,9 @@ class Exact:
         row.said.append(token)
         row.left = [token]
         is_end = (token in self.ends and not sampling.ignore_eos or token in sampling.stop_token_ids) and len(row.said) > sampling.min_tokens
-        is_whole = row.matcher is not None and (row.matcher.consume_token(token), row.matcher.is_stopped())[1]
-        finish = "stop" if is_end or is_whole else "length" if len(row.said) >= sampling.max_tokens else None
+        if row.matcher is not None:
+            row.matcher.accept_token(token)
+        finish = "stop" if is_end else "length" if len(row.said) >= sampling.max_tokens else None
         return Step((token,), (alternatives(raw, token, sampling.logprobs),) if sampling.logprobs is not None else (), finish, tuple(row.read) if first and sampling.prompt_logprobs is not None else None)
 
     def _forward(self, row: Row, ids: list[int]) -> torch.Tensor:
@@ -104,38 +103,22 @@ class Exact:
         if len(row.said) < sampling.min_tokens:
             logits[[*self.ends, *sampling.stop_token_ids]] = -torch.inf
         if row.matcher is not None:
-            allowed = np.unpackbits(np.frombuffer(row.matcher.compute_bitmask(), np.uint8), bitorder="little")
-            logits[torch.from_numpy(allowed[:len(logits)] == 0)] = -torch.inf
+            xgrammar.apply_token_bitmask_inplace(logits, self._allowed(row.matcher))
         if sampling.temperature == 0:
             return int(logits.argmax())
         return int(torch.multinomial(narrowed(logits / sampling.temperature, sampling), 1, generator=row.generator))
 
-    def _matcher(self, grammar: tuple[str, str]):
+    def _matcher(self, grammar: tuple[str, str]) -> xgrammar.GrammarMatcher:
         """What may come next of a reply that a grammar describes. Raises: ValueError where it is none."""
-        kind, text = grammar
         if self.grammars is None:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), trust_remote_code=False)
-            self.grammars = llguidance.hf.from_tokenizer(tokenizer, n_vocab=self.model.config.vocab_size, eos_token=self.ends[0])
-        made = llguidance.LLMatcher(self.grammars, grammar_of(kind, text))
-        if made.is_error():
-            raise ValueError(f"structured output: no {kind} that can be followed")
-        return made
+            self.grammars = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=self.model.config.vocab_size, stop_token_ids=self.ends))
+        return xgrammar.GrammarMatcher(self.grammars.compile_grammar(ebnf(*grammar)))
 
-
-def grammar_of(kind: str, text: str) -> str:
-    """In llguidance's words."""
-    if kind == "json":
-        return llguidance.grammar_from("json_schema", text)
-    if kind == "calls":
-        calls = json.loads(text)
-        rules = [f"call{place}: {json.dumps(one['begin'])} schema{place} {json.dumps(one['end'])}\nschema{place}: %json {json.dumps(one['schema'])}" for place, one in enumerate(calls)]
-        return llguidance.grammar_from("lark", "\n".join([f"start: {' | '.join(f'call{place}' for place in range(len(calls)))}", *rules]))
-    return llguidance.grammar_from("regex", text if kind == "regex" else either(json.loads(text)))
-
-
-def either(choices: list[str]) -> str:
-    """A regular expression of these very strings."""
-    return "|".join("".join(f"\\{char}" if char in r"\.+*?()|[]{}^$-" else char for char in choice) for choice in choices)
+    def _allowed(self, matcher: xgrammar.GrammarMatcher) -> torch.Tensor:
+        mask = xgrammar.allocate_token_bitmask(1, self.model.config.vocab_size)
+        matcher.fill_next_token_bitmask(mask)
+        return mask[0]
 
 
 def ends_of(generation_config) -> list[int]:

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from serve.engine import Job, Sampling, Step
-from serve.engine.exact import ends_of, either
+from serve.engine.exact import ends_of
+from serve.engine.grammar import ebnf
 
 CONVERTED = "openvino"                 # folder beside the model's own files
 FULL = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}          # as transformers reckons on a CPU: greedy tokens are the same
@@ -122,7 +123,7 @@ class OpenVino:
         try:
             handle = self.pipeline.add_request(self.number, ov.Tensor(np.array([job.prompt], dtype=np.int64)), self._config(job.sampling))
         except RuntimeError as error:
-            raise ValueError("the engine refuses these sampling values" + (": no grammar that can be followed" if job.sampling.grammar else "")) from error
+            raise ValueError("the engine refuses these sampling values") from error
         self.handles[job.id], self.number = handle, self.number + 1
 
     def _config(self, sampling: Sampling) -> genai.GenerationConfig:
@@ -138,7 +139,7 @@ class OpenVino:
                 made.top_k = sampling.top_k
             made.rng_seed = int.from_bytes(np.random.bytes(4), "little") if sampling.seed is None else sampling.seed % 2 ** 32
         if sampling.grammar:
-            made.structured_output_config = structured(*sampling.grammar)
+            made.structured_output_config = genai.StructuredOutputConfig(grammar=ebnf(*sampling.grammar))
         return made
 
     def cancel(self, job_id: str) -> None:
@@ -164,11 +165,3 @@ class OpenVino:
             if tokens or finish:
                 made[job_id] = Step(tuple(tokens), finish=finish)
         return made
-
-
-def structured(kind: str, text: str) -> genai.StructuredOutputConfig:
-    made = genai.StructuredOutputConfig
-    if kind == "calls":
-        tags = [made.Tag(begin=one["begin"], content=made.JSONSchema(json.dumps(one["schema"])), end=one["end"]) for one in json.loads(text)]
-        return made(structural_tags_config=tags[0] if len(tags) == 1 else made.Union(*tags))
-    return made(json_schema=text) if kind == "json" else made(regex=text if kind == "regex" else either(json.loads(text)))

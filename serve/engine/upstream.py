@@ -94,7 +94,7 @@ def asked(job: Job, model: str) -> dict:
             tags = [{"type": "tag", "begin": one["begin"], "content": {"type": "json_schema", "json_schema": one["schema"]}, "end": one["end"]} for one in json.loads(text)]
             made["structured_outputs"] = {"structural_tag": json.dumps({"type": "structural_tag", "format": tags[0] if len(tags) == 1 else {"type": "or", "elements": tags}})}
         else:
-            made["structured_outputs"] = {kind: text if kind == "regex" else json.loads(text)}
+            made["structured_outputs"] = {kind: text if kind in ("regex", "grammar", "structural_tag") else json.loads(text)}
     return made
 
 
