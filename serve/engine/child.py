@@ -82,8 +82,8 @@ class Child:
         if pipe is not self.pipe or self.closing:
             return
         self.state.ready, self.state.why = False, "the engine ended and is being started again"
-        for queue in self.jobs.values():
-            queue.put_nowait(Step(finish="error"))
+        for waiting in self.jobs.values():
+            waiting.put_nowait(Step(finish="error"))
         if self.watch:
             self.again = asyncio.create_task(self._again())
 
@@ -107,13 +107,13 @@ class Child:
     async def run(self, job: Job) -> AsyncIterator[Step]:
         if not self.state.ready:
             raise EngineError(self.state.why)
-        queue: asyncio.Queue[Step | EngineError] = asyncio.Queue()
-        self.jobs[job.id] = queue
+        waiting: asyncio.Queue[Step | EngineError] = asyncio.Queue()
+        self.jobs[job.id] = waiting
         self._send("job", job)
         finished = False
         try:
             while not finished:
-                step = await queue.get()
+                step = await waiting.get()
                 if isinstance(step, EngineError):
                     finished = True
                     raise step

@@ -83,7 +83,7 @@ class Exact:
         raw, token = logits[-1], self._draw(row, logits[-1])
         row.said.append(token)
         row.left = [token]
-        is_end = (token in self.ends and not sampling.ignore_eos or token in sampling.stop_token_ids) and len(row.said) > sampling.min_tokens
+        is_end = ((token in self.ends and not sampling.ignore_eos) or token in sampling.stop_token_ids) and len(row.said) > sampling.min_tokens
         if row.matcher is not None:
             row.matcher.accept_token(token)
         finish = "stop" if is_end else "length" if len(row.said) >= sampling.max_tokens else None

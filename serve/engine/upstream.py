@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 
-import httpx
+import aiohttp
 
 from serve.engine import Alternatives, EngineError, Job, Sampling, State, Step
 
@@ -24,19 +24,26 @@ class Upstream:
 
     def __init__(self, url: str, model: str, key: str | None = None):
         self.url, self.model, self.state, self.watch = url.rstrip("/"), model, State(why="the upstream has not answered yet"), None
-        self.client = httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"} if key else None, timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None, max_keepalive_connections=256))
+        self.headers, self.client = {"Authorization": f"Bearer {key}"} if key else {}, None
 
     async def start(self) -> None:
         """Raises: EngineError where it is not there or has no such model."""
+        self.client = aiohttp.ClientSession(headers=self.headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
         try:
-            found = [card["id"] for card in (await self.client.get(f"{self.url}/models", timeout=10)).raise_for_status().json()["data"]]
-        except (httpx.HTTPError, KeyError, ValueError) as problem:
+            found = [card["id"] for card in (await self._models(10))["data"]]
+        except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError) as problem:
+            await self.client.close()
             raise EngineError(f"engine={self.url} does not answer as vLLM does ({type(problem).__name__}): is it running, and does SUPPORTLOOP_UPSTREAM_KEY hold its key?") from None
         if self.model not in found:
             raise EngineError(f"engine={self.url} has no model {self.model!r}, but {', '.join(found)}: give upstream_model=<name>")
         self._alive()
         self.state.facts = {"engine": "vllm"}
         self.watch = asyncio.create_task(self._look())
+
+    async def _models(self, seconds: float) -> dict:
+        async with self.client.get(f"{self.url}/models", timeout=aiohttp.ClientTimeout(total=seconds)) as answer:
+            answer.raise_for_status()
+            return await answer.json()
 
     def _alive(self) -> None:
         self.state.ready, self.state.progressed, self.state.why = True, time.monotonic(), ""
@@ -45,18 +52,18 @@ class Upstream:
         while True:
             await asyncio.sleep(LOOK)
             try:
-                (await self.client.get(f"{self.url}/models", timeout=LOOK)).raise_for_status()
+                await self._models(LOOK)
                 self._alive()
-            except httpx.HTTPError as problem:
+            except (aiohttp.ClientError, TimeoutError, ValueError) as problem:
                 self.state.ready, self.state.why = False, f"the upstream does not answer ({type(problem).__name__})"
 
     async def run(self, job: Job) -> AsyncIterator[Step]:
         try:
-            async with self.client.stream("POST", f"{self.url}/completions", json=asked(job, self.model), headers={"X-Request-Id": job.id}) as answer:
-                if answer.status_code != 200:
-                    raise EngineError(f"the upstream refused the request (status {answer.status_code})")
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data: ") or line == "data: [DONE]":
+            async with self.client.post(f"{self.url}/completions", json=asked(job, self.model), headers={"X-Request-Id": job.id}) as answer:
+                if answer.status != 200:
+                    raise EngineError(f"the upstream refused the request (status {answer.status})")
+                async for line in answer.content:
+                    if not line.startswith(b"data: {"):
                         continue
                     event = json.loads(line[6:])
                     if "error" in event:
@@ -68,7 +75,7 @@ class Upstream:
                         yield step
                         if step.finish:
                             return
-        except httpx.HTTPError as problem:
+        except (aiohttp.ClientError, TimeoutError) as problem:
             raise EngineError(f"the upstream broke off ({type(problem).__name__})") from None
         yield Step(finish="error")          # it ended without a word
 
@@ -77,7 +84,8 @@ class Upstream:
             self.watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.watch
-        await self.client.aclose()
+        if self.client:
+            await self.client.close()
 
 
 def asked(job: Job, model: str) -> dict:
