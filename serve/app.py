@@ -30,6 +30,7 @@ from serve.engine import EngineError
 from serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Refused, TokenizeRequest, error
 from serve.queue import Full
 from serve.service import Service
+from serve.text import NoText
 
 AGAIN = "1"           # seconds, of Retry-After
 SILENT = 5.0          # seconds without a token, while one is waited for, from which /ready says no
@@ -67,6 +68,10 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
     async def refused(request: Request, problem: Refused) -> JSONResponse:
         return answer(problem.words, problem.kind, problem.status, problem.param)
 
+    @app.exception_handler(NoText)
+    async def unreadable(request: Request, problem: NoText) -> JSONResponse:
+        return answer(str(problem), "BadRequestError", 400)
+
     @app.exception_handler(Full)
     async def full(request: Request, problem: Full) -> JSONResponse:
         service.metrics.rejected()
@@ -78,6 +83,8 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> JSONResponse:
+        if problem.status_code == 400:            # a body that is no JSON at all
+            return answer(str(problem.detail), "Bad Request", 400)
         return JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)
 
     @app.get("/health")

@@ -74,15 +74,20 @@ class _Behind:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         identity = given if re.fullmatch(r"[\w.:-]{1,128}", given) else uuid.uuid4().hex
         scope.setdefault("state", {})["id"] = identity
-        taken = 0
+        taken, is_large = 0, False
 
         async def counted() -> dict:
-            nonlocal taken
+            nonlocal taken, is_large
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.door.most_bytes:
+                is_large = True
                 raise _TooLarge
             return message
+
+        async def said(message: dict) -> None:
+            if not is_large:             # what the application makes of half a body is of no interest
+                await named(message)
 
         async def named(message: dict) -> None:
             nonlocal status
@@ -100,7 +105,9 @@ class _Behind:
             if (stopped := self.door.stopped(scope)) is not None:
                 await answer(*stopped)
             else:
-                await self.app(scope, counted, named)
+                await self.app(scope, counted, said)
+                if is_large:
+                    raise _TooLarge
         except _TooLarge:
             await answer(*self.door.too_large())
         except Exception as problem:         # its words may hold what a customer wrote

@@ -192,7 +192,7 @@ class _Drawn(BaseModel):
     def _bias(self, vocabulary: int) -> tuple[tuple[int, float], ...]:
         made = []
         for token, bias in (self.logit_bias or {}).items():
-            if not token.isdigit() or int(token) >= vocabulary:
+            if not (token.isascii() and token.isdecimal()) or int(token[:20]) >= vocabulary:
                 raise Refused(f"token_id {token[:20]} in logit_bias contains out-of-vocab token id. Vocabulary size: {vocabulary}", "logit_bias")
             made.append((int(token), max(-100.0, min(100.0, bias))))
         return tuple(made)
@@ -256,7 +256,8 @@ class DetokenizeRequest(BaseModel):
 
 
 def error(words: str, kind: str, status: int, param: str | None = None) -> dict:
-    return {"error": {"message": words, "type": kind, "param": param, "code": status}}
+    """What was sent may stand in the words, and need not be Unicode."""
+    return {"error": {"message": words.encode(errors="replace").decode(), "type": kind, "param": param and param.encode(errors="replace").decode(), "code": status}}
 
 
 def usage(prompt: int, made: int) -> dict:

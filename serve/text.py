@@ -10,6 +10,10 @@ from tokenizers.decoders import DecodeStream
 from data_prep.conversation import Message, chat_message, truncate
 
 
+class NoText(ValueError):
+    """What was given is no Unicode, half of a surrogate pair say, and cannot be read."""
+
+
 class Text:
     """A tokenizer with its chat template. max_tokens: what the model holds of prompt and reply together."""
 
@@ -37,11 +41,18 @@ class Text:
         return {**message, "content": content}
 
     def _ids(self, messages: list[Message], tools: list[dict] | None, template: dict) -> list[int]:
-        """Control tokens that the assistant itself wrote stay text too: they open no turn."""
-        return self.tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, sanitize_control_tokens=True, **{"add_generation_prompt": True, **template})["input_ids"]
+        """Control tokens that the assistant itself wrote stay text too: they open no turn. Raises: NoText."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, sanitize_control_tokens=True, **{"add_generation_prompt": True, **template})["input_ids"]
+        except (TypeError, UnicodeError) as problem:
+            raise NoText("the text is not valid Unicode") from problem
 
     def ids(self, text: str, special: bool = True) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        """Raises: NoText."""
+        try:
+            return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        except (TypeError, UnicodeError) as problem:
+            raise NoText("the text is not valid Unicode") from problem
 
     def of(self, ids: Sequence[int], skip_special: bool = False) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)

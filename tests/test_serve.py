@@ -127,6 +127,22 @@ def test_calls_that_are_not_quite_openais_are_understood_or_refused_and_never_a_
         assert httpx.post(f"{url}/chat/completions", json={"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}).status_code == 400
 
 
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(("sent", "status"), [
+    ({"content": b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', "headers": JSON}, 400), ({"content": b"[" * 100_000, "headers": JSON}, 400), ({"content": b"", "headers": JSON}, 400), ({"content": b"null", "headers": JSON}, 400),
+    ({"content": b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "headers": JSON}, 400), ({"content": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "headers": JSON}, 400),
+    ({"content": b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}', "headers": JSON}, 404), ({"json": {"messages": [{"role": "user", "content": "x"}], "logit_bias": {"\u00b2": 1}}}, 400),
+    ({"json": {"messages": [{"role": "user", "content": "x"}], "seed": 10 ** 30}}, 400), ({"content": (b"a" * 100_000 for _ in range(30)), "headers": JSON}, 413), ({"content": b"a" * 3_000_000, "headers": JSON}, 413)])
+def test_whatever_is_sent_is_told_what_is_wrong_with_it(sent, status):
+    with saying(["Hello!"]) as url:
+        answer = httpx.post(f"{url}/chat/completions", timeout=30, **sent)
+        assert answer.status_code == status, answer.text
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert httpx.post(f"{url}/chat/completions", json={"messages": ASK}).status_code == 200
+
+
 def test_fields_that_vllm_dropped_are_refused_and_not_ignored():
     with saying(["Hello!"]) as url:
         answer = httpx.post(f"{url}/chat/completions", json={"messages": ASK, "guided_json": {"type": "object"}})

@@ -118,7 +118,7 @@ class OpenVino:
         scheduler.cache_size = max(1, min(CACHE, 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * size * max_tokens * slots) // 2 ** 30)
         self.pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", {**FULL, **({"INFERENCE_NUM_THREADS": threads} if threads else {})})
         self.ends = json.loads((Path(folder) / "openvino_config.json").read_text(encoding="utf-8"))["eos_token_ids"]
-        self.handles, self.number = {}, 0
+        self.handles, self.number, self.begun, self.unwanted = {}, 0, set(), {}
 
     def add(self, job: Job) -> None:
         try:
@@ -144,14 +144,23 @@ class OpenVino:
         return made
 
     def cancel(self, job_id: str) -> None:
+        """At once where something has been made. A prompt that is half read is read to its end first: what is cancelled before leaves cached blocks that were never filled, and who begins
+        with the same words would read them."""
         if handle := self.handles.pop(job_id, None):
-            handle.cancel()
+            if job_id in self.begun:
+                self.begun.discard(job_id)
+                handle.cancel()
+            else:
+                self.unwanted[job_id] = handle
 
     def busy(self) -> bool:
         return self.pipeline.has_non_finished_requests()
 
     def step(self) -> dict[str, Step]:
         self.pipeline.step()
+        for job_id, handle in list(self.unwanted.items()):
+            if handle.can_read() or handle.get_status() != genai.GenerationStatus.RUNNING:
+                self.unwanted.pop(job_id).cancel()
         made = {}
         for job_id, handle in list(self.handles.items()):
             tokens, finish = [], None
@@ -161,8 +170,11 @@ class OpenVino:
                     finish = {genai.GenerationFinishReason.STOP: "stop", genai.GenerationFinishReason.LENGTH: "length"}.get(output.finish_reason)
             if handle.get_status() not in (genai.GenerationStatus.RUNNING, genai.GenerationStatus.FINISHED):
                 finish = "error"
+            if tokens:
+                self.begun.add(job_id)
             if finish:
                 self.handles.pop(job_id)
+                self.begun.discard(job_id)
             if tokens or finish:
                 made[job_id] = Step(tuple(tokens), finish=finish)
         return made
