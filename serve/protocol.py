@@ -18,6 +18,7 @@ from serve.text import Text
 
 STOPS, LOGPROBS, CHOICES, PROMPTS = 4, 20, 16, 1024           # at most, of one request
 DROPPED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
+GREEDY, COLDEST, HOTTEST = 1e-5, 1e-2, 100.0           # temperatures: greedy below the first, and no nearer to 0 nor higher than the others
 SEED = 2 ** 63                         # one more than the greatest
 
 
@@ -180,6 +181,8 @@ class _Drawn(BaseModel):
         ids = self.stop_token_ids or []
         if any(not 0 <= token < vocabulary for token in ids):
             raise Refused(f"stop_token_ids must be token ids below {vocabulary}", "stop_token_ids")
+        temperature = 0.0 if temperature < GREEDY else min(max(temperature, COLDEST), HOTTEST)            # beyond these numbers overflow, and vLLM has these bounds too
+        repetition = min(max(repetition, COLDEST), HOTTEST)
         grammar = self.grammar()
         try:
             if grammar:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 
 from data_prep.conversation import Message, chat_message, truncate
 
 
 class NoText(ValueError):
-    """What was given is no Unicode, half of a surrogate pair say, and cannot be read."""
+    """What was given cannot be read: it is no Unicode, half of a surrogate pair say, or nothing that the chat template has a form for."""
 
 
 class Text:
@@ -44,8 +45,8 @@ class Text:
         """Control tokens that the assistant itself wrote stay text too: they open no turn. Raises: NoText."""
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, sanitize_control_tokens=True, **{"add_generation_prompt": True, **template})["input_ids"]
-        except (TypeError, UnicodeError) as problem:
-            raise NoText("the text is not valid Unicode") from problem
+        except (TypeError, ValueError, TemplateError) as problem:
+            raise NoText("the chat template can make no prompt of these messages: is their text valid Unicode, and the last one what it should go on from?") from problem
 
     def ids(self, text: str, special: bool = True) -> list[int]:
         """Raises: NoText."""

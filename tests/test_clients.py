@@ -74,21 +74,30 @@ print(json.dumps([litellm.completion(**where).choices[0].message.content, "".joi
 
 
 def test_guidellm(url, clients, parrot, tmp_path):
-    done = subprocess.run([clients.with_name("guidellm"), "benchmark", "run", "--target", url, "--model", "supportloop", "--profile", "concurrent", "--rate", "4", "--max-requests", "12", "--data", "prompt_tokens=40,output_tokens=16", "--processor", parrot,
-                           "--backend-kwargs", '{"api_key": "sl-test"}', "--output-dir", tmp_path, "--outputs", "json"], capture_output=True, text=True, timeout=300)
+    out = tmp_path / "report.json"
+    done = subprocess.run([clients.with_name("guidellm"), "run", "--backend", f"kind=openai_http,target={url},model=supportloop,api_key=sl-test", "--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=12",
+                           "--data", "kind=synthetic_text,prompt_tokens=40,output_tokens=16", "--tokenizer", f"kind=hf_auto,model={parrot}", "--output", f"kind=json,path={out}", "--disable-console"], capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert not done.returncode, (done.stdout + done.stderr)[-3000:]
-    [found] = tmp_path.glob("*.json")
-    [benchmark] = json.loads(found.read_text())["benchmarks"]
+    [benchmark] = json.loads(out.read_text())["benchmarks"]
     assert len(benchmark["requests"]["successful"]) == 12
     assert not benchmark["requests"]["errored"]
 
 
-def test_whatever_schemathesis_thinks_of_is_answered_and_never_by_a_500(url, clients, tmp_path):
+def test_vllm_bench(url, parrot, tmp_path):
+    if not (vllm := ROOT / ".venv-vllm/bin/vllm").exists():
+        pytest.skip("make test-vllm installs vLLM")
+    done = subprocess.run([vllm, "bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--base-url", url, "--model", "supportloop", "--tokenizer", parrot, "--dataset-name", "random", "--random-input-len", "40", "--random-output-len", "16",
+                           "--num-prompts", "12", "--ignore-eos", "--save-result", "--result-filename", tmp_path / "result.json"], capture_output=True, text=True, timeout=300, env={**os.environ, "OPENAI_API_KEY": "sl-test", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"})
+    assert not done.returncode, (done.stdout + done.stderr)[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["completed"], result["total_output_tokens"]) == (12, 12 * 16)
+
+
+def test_whatever_schemathesis_thinks_of_is_answered_and_never_by_a_500(url, clients):
     """Requests made from the OpenAPI description, right and wrong ones. SCHEMATHESIS=<n> asks for so many examples of each kind."""
-    done = subprocess.run([clients.with_name("schemathesis"), "run", f"{url}/openapi.json", "-H", "Authorization: Bearer sl-test", "--max-examples", os.environ.get("SCHEMATHESIS", "60"), "--checks", "not_a_server_error", "--request-timeout", "60", "--seed", "1", "--workers", "4",
-                           "--report", "junit", "--report-dir", tmp_path], capture_output=True, text=True, timeout=3000)
+    done = subprocess.run([clients.with_name("schemathesis"), "run", f"{url}/openapi.json", "-H", "Authorization: Bearer sl-test", "--phases", "fuzzing", "--max-examples", os.environ.get("SCHEMATHESIS", "60"), "--checks", "not_a_server_error", "--request-timeout", "60", "--seed", "1", "--workers", "4"], capture_output=True, text=True, timeout=3000)
     assert not done.returncode, done.stdout[-4000:]
-    assert "No issues found" in done.stdout or "passed" in done.stdout
+    assert "passed" in done.stdout
 
 
 def test_lm_eval_with_log_probabilities(url, parrot, tmp_path):
@@ -99,13 +108,15 @@ custom_dataset: !function docs.rows
 test_split: test
 output_type: multiple_choice
 doc_to_text: "{{text}}"
-doc_to_choice: ["{{good}}", "{{bad}}"]
+doc_to_choice: !function docs.choices
 doc_to_target: 0
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """)
     (tmp_path / "docs.py").write_text("""from datasets import Dataset
+def choices(doc):
+    return [doc["good"], doc["bad"]]
 def rows(**_):
-    return {"test": Dataset.from_list([{"text": "You can return items", "good": " within 28 days", "bad": " glad train small"}, {"text": "It went by van. It went", "good": " by train", "bad": " Grüße days"}])}
+    return {"test": Dataset.from_list([{"text": "You can return items", "good": "within 28 days", "bad": "glad train small"}, {"text": "It went by van. It went", "good": "by train", "bad": "Grüße days"}])}
 """)
     done = subprocess.run([sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", f"model=supportloop,base_url={url}/v1/completions,tokenizer={parrot}", "--include_path", str(tmp_path), "--tasks", "likelier",
                            "--output_path", str(tmp_path / "out.json")], capture_output=True, text=True, timeout=300, env={**os.environ, "OPENAI_API_KEY": "sl-test"})

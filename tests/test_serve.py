@@ -134,13 +134,25 @@ JSON = {"content-type": "application/json"}
     ({"content": b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', "headers": JSON}, 400), ({"content": b"[" * 100_000, "headers": JSON}, 400), ({"content": b"", "headers": JSON}, 400), ({"content": b"null", "headers": JSON}, 400),
     ({"content": b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "headers": JSON}, 400), ({"content": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "headers": JSON}, 400),
     ({"content": b'{"messages": [{"role": "user", "content": "x"}], "model": "\\ud800"}', "headers": JSON}, 404), ({"json": {"messages": [{"role": "user", "content": "x"}], "logit_bias": {"\u00b2": 1}}}, 400),
-    ({"json": {"messages": [{"role": "user", "content": "x"}], "seed": 10 ** 30}}, 400), ({"content": (b"a" * 100_000 for _ in range(30)), "headers": JSON}, 413), ({"content": b"a" * 3_000_000, "headers": JSON}, 413)])
+    ({"json": {"messages": [{"role": "user", "content": "x"}], "seed": 10 ** 30}}, 400), ({"json": {"messages": [], "return_token_strs": True}}, 400), ({"content": (b"a" * 100_000 for _ in range(30)), "headers": JSON}, 413), ({"content": b"a" * 3_000_000, "headers": JSON}, 413)])
 def test_whatever_is_sent_is_told_what_is_wrong_with_it(sent, status):
     with saying(["Hello!"]) as url:
         answer = httpx.post(f"{url}/chat/completions", timeout=30, **sent)
         assert answer.status_code == status, answer.text
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert httpx.post(f"{url}/chat/completions", json={"messages": ASK}).status_code == 200
+
+
+def test_extreme_values_are_bounded_before_an_engine_sees_them():
+    app, engine = scripted_app(["Hello!"])
+    seen = []
+    run = engine.run
+    engine.run = lambda job: (seen.append(job.sampling), run(job))[1]
+    with listening(app) as url:
+        for given in ({"temperature": 3e-140}, {"temperature": 1e-3}, {"temperature": 1e6}, {"repetition_penalty": 1e-97}, {"repetition_penalty": 1e6}):
+            assert httpx.post(f"{url}/chat/completions", json={"messages": ASK, **given}).status_code == 200
+    assert [s.temperature for s in seen[:3]] == [0.0, 0.01, 100.0]
+    assert [s.repetition_penalty for s in seen[3:]] == [0.01, 100.0]
 
 
 def test_fields_that_vllm_dropped_are_refused_and_not_ignored():

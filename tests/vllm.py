@@ -3,7 +3,7 @@
     python -m tests.vllm requirements <folder of its wheel>     what it needs, less what is for other machines
     python -m tests.vllm name <environment>                      lets it find itself under the name that it looks for
     python -m tests.vllm record <environment>                    tests/exchanges.json, from a vLLM that serves the model of tests/parrot.py
-    python -m tests.vllm test <environment>                      the conformance tests against that vLLM, and both side by side
+    python -m tests.vllm test <environment>                      the conformance tests against that vLLM, both side by side, and `vllm bench serve` on ours
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(what: str, place: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = make(Path(folder) / "model")
         with vllm(place, model) as url:
-            command = ["-m", "tests.exchanges", url] if what == "record" else ["-m", "pytest", "tests/test_conformance.py", "-q"]
+            command = ["-m", "tests.exchanges", url] if what == "record" else ["-m", "pytest", "tests/test_conformance.py", "tests/test_clients.py::test_vllm_bench", "-q"]
             return subprocess.run([sys.executable, *command], env={**os.environ, "VLLM_URL": url, "PARROT": str(model)}).returncode
 
 

@@ -65,7 +65,11 @@ class Exact:
     def step(self) -> dict[str, Step]:
         made = {}
         for row in list(self.rows.values()):
-            if (step := self._one(row)) is not None:
+            try:
+                step = self._one(row)
+            except (RuntimeError, ValueError):           # of this job's own values; the others go on
+                step = Step(finish="error")
+            if step is not None:
                 made[row.job.id] = step
                 if step.finish:
                     self.cancel(row.job.id)
