@@ -122,7 +122,7 @@ class Child:
         finally:
             del self.jobs[job.id]
             if not finished:
-                self._send("cancel", job.id)
+                self._send("drop", job.id)
 
     async def close(self) -> None:
         self.closing = True

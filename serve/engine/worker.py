@@ -80,7 +80,7 @@ class Both:
 
 
 def work(pipe: Connection, settings: Settings) -> None:
-    """Until the pipe closes: ("job", Job), ("cancel", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words) and ("pong", n) out."""
+    """Until the pipe closes: ("job", Job), ("drop", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words) and ("pong", n) out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's to answer
     parent = os.getppid()
     engine = Both(settings)
@@ -94,7 +94,7 @@ def work(pipe: Connection, settings: Settings) -> None:
                         engine.add(what)
                     except ValueError as error:
                         pipe.send(("refused", what.id, str(error)))
-                elif kind == "cancel":
+                elif kind == "drop":
                     engine.cancel(what)
                 elif kind == "ping":
                     pipe.send(("pong", what))
