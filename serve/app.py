@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from serve.chat import chat
 from serve.completions import completions
 from serve.door import Door, where
-from serve.engine import EngineError
+from serve.engine import EngineError, Impossible
 from serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Refused, TokenizeRequest, error
 from serve.queue import Full
 from serve.service import Service
@@ -76,6 +76,10 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
     async def full(request: Request, problem: Full) -> JSONResponse:
         service.metrics.rejected()
         return answer(str(problem), "Service Unavailable", 503, **{"Retry-After": AGAIN})
+
+    @app.exception_handler(Impossible)
+    async def impossible(request: Request, problem: Impossible) -> JSONResponse:
+        return answer(str(problem), "BadRequestError", 400)
 
     @app.exception_handler(EngineError)
     async def down(request: Request, problem: EngineError) -> JSONResponse:

@@ -227,7 +227,7 @@ class Slow:
             yield step
 
 
-def wait_until(holds, seconds=5):
+def wait_until(holds, seconds=20):
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until
@@ -289,6 +289,21 @@ def test_a_request_id_is_kept_where_it_is_one():
         assert answer.headers["x-request-id"] == "mine-1"
         assert answer.json()["id"] == "chatcmpl-mine-1"
         assert httpx.get(f"{url}/models", headers={"X-Request-Id": "a b\tc"}).headers["x-request-id"] != "a b\tc"
+
+
+def test_what_no_engine_can_do_is_the_clients_to_change():
+    app, engine = scripted_app(["Hello!"])
+
+    async def refusing(job):
+        from serve.engine import Impossible
+
+        raise Impossible("the engine refuses these sampling values")
+        yield
+
+    engine.run = refusing
+    with listening(app) as url:
+        answer = httpx.post(f"{url}/chat/completions", json={"messages": ASK})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "BadRequestError")
 
 
 def test_an_engine_that_breaks_ends_a_stream_with_an_error_and_a_reply_with_503():

@@ -19,6 +19,10 @@ class EngineError(RuntimeError):
     """An engine that cannot answer now. Its words are for clients: they hold nothing of what was asked."""
 
 
+class Impossible(EngineError):
+    """A job that no engine of this kind can do, now or later: the client's to change."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a reply is drawn; names and meanings are vLLM's. temperature 0 is greedy; seed makes a draw repeatable."""

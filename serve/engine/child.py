@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 
-from serve.engine import EngineError, Job, State, Step
+from serve.engine import EngineError, Impossible, Job, State, Step
 from serve.engine.worker import Settings, work
 
 PING = 2.0            # seconds between two
@@ -71,7 +71,7 @@ class Child:
         if kind == "ready":
             self.state.ready, self.state.why, self.state.facts = True, "", rest[0]
         elif kind == "refused" and rest[0] in self.jobs:
-            self.jobs[rest[0]].put_nowait(EngineError(rest[1]))
+            self.jobs[rest[0]].put_nowait(Impossible(rest[1]))
         elif kind == "steps":
             for job_id, step in rest[0].items():
                 if job_id in self.jobs:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
-from serve.engine import Alternatives, EngineError, Job, Sampling, State, Step
+from serve.engine import Alternatives, EngineError, Impossible, Job, Sampling, State, Step
 
 LOOK = 2.0            # seconds between two looks at whether it is there
 
@@ -60,6 +60,8 @@ class Upstream:
     async def run(self, job: Job) -> AsyncIterator[Step]:
         try:
             async with self.client.post(f"{self.url}/completions", json=asked(job, self.model), headers={"X-Request-Id": job.id}) as answer:
+                if answer.status in (400, 404, 422):
+                    raise Impossible(f"the upstream refused the request (status {answer.status})")
                 if answer.status != 200:
                     raise EngineError(f"the upstream refused the request (status {answer.status})")
                 async for line in answer.content:
