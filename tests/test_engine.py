@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -21,7 +23,7 @@ from serve.engine.exact import Exact, alternatives, narrowed, penalised
 from serve.engine.grammar import either
 from serve.engine.openvino import CONVERTED, OpenVino, convert
 from tests.exchanges import FREE, ORDER, RETURN, STORY, SWEDISH, TOOLS
-from tests.serving import process
+from tests.serving import free_port, process
 from tests.test_serve import wait_until
 
 pytestmark = pytest.mark.slow
@@ -230,6 +232,32 @@ def test_a_server_that_is_killed_takes_its_engine_with_it(parrot, tmp_path):
         engine = engine_of(server)
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 10)
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written_stop_nobody(parrot, tmp_path):
+    """The log goes to a disk that takes nothing more, and what the fast engine needs cannot be put beside the model."""
+    folder = tmp_path / "model"
+    shutil.copytree(parrot, folder, ignore=shutil.ignore_patterns(CONVERTED))
+    (folder / f"{CONVERTED}.partial").write_text("in the way, as on a disk where nothing can be made")
+    port = free_port()
+    with open("/dev/full", "w") as full:
+        server = subprocess.Popen([sys.executable, "-m", "serve", f"model={folder}", f"port={port}", "guard=false"], stdout=subprocess.DEVNULL, stderr=full, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: is_ready(url), 90)
+        assert httpx.get(f"{url}/ready").json()["engine"] == "openvino"
+        assert not (folder / CONVERTED).exists()
+        assert all(chat(url).status_code == 200 for _ in range(5))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_in_front_of_another_server_it_says_what_that_says(running, parrot, tmp_path):

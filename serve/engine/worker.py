@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +34,11 @@ class Both:
 
     def __init__(self, settings: Settings):
         import torch
+        import transformers
 
+        warnings.filterwarnings("ignore")           # stderr is the endpoint's log, a JSON object a line; and on a full disk a progress bar would end the process
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         self.settings, self.fast, self.exact, self.based = settings, None, None, None
         if settings.fast:
@@ -40,7 +46,11 @@ class Both:
 
             converted = Path(settings.folder) / CONVERTED
             if not (converted / "openvino_model.xml").is_file():
-                convert(settings.folder, converted)
+                try:
+                    convert(settings.folder, converted)
+                except OSError:           # the folder cannot be written, or its disk is full: then for as long as this process lives
+                    converted = Path(tempfile.mkdtemp(prefix="supportloop-")) / CONVERTED
+                    convert(settings.folder, converted)
             self.fast = OpenVino(converted, settings.slots, settings.max_tokens, settings.threads)
         else:
             self._exact()
