@@ -26,7 +26,7 @@ setup: $(VENV)/.done  ## Create .venv and install everything (train and test do 
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"error: Python {v[0]}.{v[1]} is not supported: use 3.11, 3.12 or 3.13, e.g. make setup PYTHON=python3.12")'
-	@echo "Installing into $(VENV): about 1.9 GB to disk with the CPU build of PyTorch 2.13.0 (190 MB of it downloaded as torch)."
+	@echo "Installing into $(VENV): about 2.1 GB to disk with the CPU build of PyTorch 2.13.0 (190 MB of it downloaded as torch)."
 	@echo "On Linux the default index may give the CUDA build instead, 2.5 GB more to download: choose another with TORCH_INDEX=<url>."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
@@ -37,7 +37,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 train: setup  ## The whole pipeline: sample company, tiny model, CPU, 25 to 30 minutes
 	$(PIPELINE) $(ARGS)
 
-smoke: setup  ## Every stage, small, in about three minutes; its figures mean nothing
+smoke: setup  ## Every stage, small, in three to four minutes; its figures mean nothing
 	$(PIPELINE) experiment=smoke $(ARGS)
 
 $(STAGES): setup

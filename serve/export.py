@@ -48,6 +48,8 @@ def run(config) -> None:
             shutil.copytree(adapter, out / "adapter", ignore=shutil.ignore_patterns("ref", "checkpoints", "metrics.json", "curve.json"), dirs_exist_ok=True)
         model.to(getattr(torch, config.export.dtype)).save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
+        drawn = out / "model/generation_config.json"
+        write_json(drawn, json.loads(drawn.read_text(encoding="utf-8")) | {"temperature": 0.0})         # what a request without one gets, here and in vLLM: as it was evaluated
         (out / "model" / "chat_template.jinja").write_text(template, encoding="utf-8")
         if config.company:
             write_json(out / "model" / POLICY, policy_of(load_pack(config.company)))

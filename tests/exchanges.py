@@ -107,5 +107,8 @@ def text_of(answer: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    RECORDED.write_text(json.dumps({name: ask(sys.argv[1], exchange) for name, exchange in EXCHANGES.items()}, ensure_ascii=False, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+    made = {name: ask(sys.argv[1], exchange) for name, exchange in EXCHANGES.items()}
+    for card in made["models"]["json"]["data"]:
+        card["root"] = "the folder that it serves"
+    RECORDED.write_text(json.dumps(made, ensure_ascii=False, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{len(EXCHANGES)} exchanges written to {RECORDED}")
