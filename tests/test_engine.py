@@ -43,7 +43,7 @@ def prompts(parrot):
 
 @pytest.fixture(scope="module")
 def both(parrot, converted):
-    return {"openvino": OpenVino(converted, 8, 256, 2), "transformers": Exact(parrot)}
+    return {"openvino": OpenVino(converted, 8, 2), "transformers": Exact(parrot)}
 
 
 def said(engine, jobs):
@@ -118,7 +118,7 @@ def test_a_prompt_that_was_given_up_half_read_is_read_to_its_end_and_spoils_nobo
     steps cancelling somebody, 4 of 12 runs of 9,800 replies had wrong ones, up to 312; since then 0 of 12."""
     long = tuple(prompts[4]) * 8
     whole = said(both["transformers"], [Job("w", long, Sampling(max_tokens=20))])["w"]
-    engine = OpenVino(converted, 8, 1024, 2)
+    engine = OpenVino(converted, 8, 2)
     for attempt in range(6):
         engine.add(Job(f"half {attempt}", long, Sampling(max_tokens=20)))
         for _ in range(attempt % 3):
@@ -165,7 +165,7 @@ def chat(url, **more):
 
 
 def engine_of(server: subprocess.Popen) -> psutil.Process:
-    return next(child for child in psutil.Process(server.pid).children(recursive=True) if any("spawn_main" in part for part in child.cmdline()))
+    return next(child for child in psutil.Process(server.pid).children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE and any("spawn_main" in part for part in child.cmdline()))
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +177,13 @@ def running(parrot, tmp_path_factory):
 def test_a_killed_engine_is_started_again_and_nobody_hangs(running):
     url, server = running
     whole = chat(url).json()["choices"][0]["message"]["content"]
-    answers = []
+    answers, engine = [], engine_of(server)
+    engine.suspend()             # so that no reply can be whole before it is killed
     threads = [threading.Thread(target=lambda: answers.append(chat(url, ignore_eos=True, max_tokens=900, n=4, stream=True))) for _ in range(8)]
     for thread in threads:
         thread.start()
     wait_until(lambda: httpx.get(f"{url}/ready").json().get("running", 0) > 0)
-    engine_of(server).kill()
+    engine.kill()
     began = time.monotonic()
     wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503, 10)
     for thread in threads:
@@ -211,13 +212,15 @@ def test_a_frozen_engine_is_not_called_ready(running):
 def test_told_to_stop_it_ends_what_was_begun_and_takes_no_more(parrot, tmp_path):
     with process(parrot, tmp_path, guard="false") as (url, server):
         engine, answers = engine_of(server), []
-        threads = [threading.Thread(target=lambda: answers.append(chat(url, ignore_eos=True, max_tokens=900, n=8, stream=True).text)) for _ in range(4)]
+        engine.suspend()         # so that no reply can be whole before it is told
+        threads = [threading.Thread(target=lambda: answers.append(chat(url, ignore_eos=True, max_tokens=900, n=4, stream=True).text)) for _ in range(4)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: httpx.get(f"{url}/ready").json()["running"] > 0)
+        wait_until(lambda: httpx.get(f"{url}/ready").json()["running"] == 16)         # four choices each
         server.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
         assert chat(url).status_code == 503
+        engine.resume()
         for thread in threads:
             thread.join(60)
         assert len(answers) == 4
