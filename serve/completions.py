@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from serve.engine import Alternatives, Job, Sampling
+from serve.engine import Alternatives, Sampling
 from serve.protocol import PROMPTS, CompletionRequest, Refused, completion_logprobs, prompt_logprobs, usage, whole
 from serve.replies import Piece
 from serve.service import Service, merged
@@ -27,11 +27,8 @@ class Completions:
 
     async def choice(self, index: int) -> AsyncIterator[tuple[int, Piece]]:
         each = self.request.n or 1
-        prompt, sampling = self.prompts[index // each], self.samplings[index // each]
-        if sampling.seed is not None:
-            sampling = replace(sampling, seed=sampling.seed + index % each)
-        made = self.service.pieces(Job(f"{self.identity}-{index}", tuple(prompt), sampling, self.service.adapters.get(self.model)), self.request.priority or 0, keep_stop=bool(self.request.include_stop_str_in_output),
-                                   skip_special=self.request.skip_special_tokens is not False)
+        prompt = self.prompts[index // each]
+        made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, prompt, self.samplings[index // each], index % each)
         first = True
         try:
             async for piece in made:
@@ -64,8 +61,7 @@ class Completions:
 
     async def events(self) -> AsyncIterator[dict]:
         """The chunks of a stream, without [DONE]. Raises: EngineError."""
-        options, each = self.request.stream_options, self.request.n or 1
-        counted, always, total = bool(options and options.include_usage), bool(options and options.include_usage and options.continuous_usage_stats), sum(map(len, self.prompts))
+        (counted, always), each, total = self.request.counts, self.request.n or 1, sum(map(len, self.prompts))
         head, made = {"id": self.identity, "object": "text_completion", "created": int(time.time()), "model": self.model}, 0
         async for index, piece in merged([self.choice(index) for index in range(len(self.prompts) * each)]):
             made += len(piece.tokens)
@@ -96,6 +92,6 @@ def completions(service: Service, request: CompletionRequest, identity: str) -> 
         request = request.model_copy(update={"prompt_logprobs": request.logprobs})
         if request.stream:
             raise Refused("echo with logprobs is not available when `stream=True`", "echo")
-    samplings = [request.checked(text, request.logprobs, room, service.vocabulary, service.defaults) for room in rooms]
+    samplings = [request.checked(request.logprobs, room, service.vocabulary, service.defaults) for room in rooms]
     service.queue.admit(len(prompts) * (request.n or 1))
     return Completions(service, request, identity, model, prompts, samplings, only_echo)

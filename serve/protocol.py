@@ -113,7 +113,7 @@ class StructuredOutputs(BaseModel):
     structural_tag: str | None = None
 
 
-class _Drawn(BaseModel):
+class Drawn(BaseModel):
     """What chats and completions have in common."""
 
     model_config = ConfigDict(extra="allow")
@@ -145,7 +145,13 @@ class _Drawn(BaseModel):
     return_tokens_as_token_ids: bool | None = False
     user: str | None = None
 
-    def checked(self, text: Text, logprobs: int | None, most: int, vocabulary: int, defaults: dict) -> Sampling:
+    @property
+    def counts(self) -> tuple[bool, bool]:
+        """Whether a stream ends with the usage, and whether every chunk has it."""
+        options = self.stream_options
+        return bool(options and options.include_usage), bool(options and options.include_usage and options.continuous_usage_stats)
+
+    def checked(self, logprobs: int | None, most: int, vocabulary: int, defaults: dict) -> Sampling:
         """How its reply is drawn. most: tokens that fit behind the prompt. Raises: Refused, in vLLM's words where it has some."""
         def value(name: str, otherwise):
             given = getattr(self, name)
@@ -219,7 +225,7 @@ class _Drawn(BaseModel):
         return "json", json.dumps(self.response_format.json_schema.held)
 
 
-class ChatRequest(_Drawn):
+class ChatRequest(Drawn):
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
@@ -233,7 +239,7 @@ class ChatRequest(_Drawn):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionRequest(_Drawn):
+class CompletionRequest(Drawn):
     prompt: str | list[int] | list[str] | list[list[int]]
     max_tokens: int | None = 16
     logprobs: int | None = None

@@ -44,8 +44,8 @@ class Queue:
         if self.running + self.waiting + count > self.most + self.most_waiting:
             raise Full(f"{self.running} requests are at work and {self.waiting} are waiting; no more are taken")
 
-    async def run(self, job: Job, priority: int = 0) -> AsyncIterator[Step]:
-        await self._turn(priority)
+    async def run(self, job: Job) -> AsyncIterator[Step]:
+        await self._turn(job.priority)
         if self.running == 1:
             self.progressed = time.monotonic()
         steps = self.engine.run(job)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from serve.engine import Job
+from serve.engine import Job, Sampling
 from serve.metrics import Metrics
-from serve.protocol import Refused
+from serve.protocol import Drawn, Refused
 from serve.queue import Queue
 from serve.replies import Piece, pieces
 from serve.text import Text
@@ -16,7 +16,7 @@ from serve.text import Text
 
 @dataclass
 class Service:
-    """name: the model's id. adapters: ids of LoRA adapters beside it, by the name the engine knows them by. policy: the guard's, or None. defaults: sampling
+    """name: the model's id. adapters: ids of LoRA adapters beside it. policy: the guard's, or None. defaults: sampling
     values of the model's generation_config.json, which hold where a request says nothing, as in vLLM."""
 
     queue: Queue
@@ -25,7 +25,7 @@ class Service:
     vocabulary: int
     fingerprint: str
     policy: dict | None = None
-    adapters: dict[str, str] = field(default_factory=dict)
+    adapters: tuple[str, ...] = ()
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,10 +54,13 @@ class Service:
                           f"Please reduce the length of the input prompt or the number of requested output tokens. (parameter=input_tokens, value={prompt})", "input_tokens")
         return asked or self.text.max_tokens - prompt
 
-    async def pieces(self, job: Job, priority: int, **how) -> AsyncIterator[Piece]:
-        """`replies.pieces` through the queue, counted."""
+    async def choice(self, request: Drawn, identity: str, model: str, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> AsyncIterator[Piece]:
+        """One choice of a request, the so many-eth to a prompt, as `replies.pieces` makes it: through the queue, counted."""
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + number)
+        job = Job(identity, tuple(prompt), sampling, model if model in self.adapters else None, request.priority or 0)
         meter = self.metrics.meter(job)
-        made = pieces(_Prior(self.queue, priority), job, self.text, **how)
+        made = pieces(self.queue, job, self.text, keep_stop=bool(request.include_stop_str_in_output), skip_special=request.skip_special_tokens is not False)
         try:
             async for piece in made:
                 meter.made(len(piece.tokens), piece.finish)
@@ -65,17 +68,6 @@ class Service:
         finally:
             await made.aclose()
             meter.end()
-
-
-@dataclass
-class _Prior:
-    """The queue for one request."""
-
-    queue: Queue
-    priority: int
-
-    def run(self, job: Job):
-        return self.queue.run(job, self.priority)
 
 
 async def merged(sources: Sequence[AsyncIterator]) -> AsyncIterator:

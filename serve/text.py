@@ -25,6 +25,9 @@ class Text:
 
     def chat(self, messages: list[Message], room: int, tools: list[dict] | None = None, **template) -> list[int]:
         """The token ids of a conversation, cut so that `room` tokens of reply fit behind it. template: what the chat template is given beside it."""
+        whole = self.whole(messages, tools, **template)
+        if len(whole) <= self.max_tokens - room:
+            return whole
         plain = [self._parted(chat_message(m)) for m in messages]
         return self._ids(truncate(plain, self.max_tokens - room, lambda m: len(self._ids(m, tools, template))), tools, template)
 

@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks.serve import server
 from tests.exchanges import KEY
 from tests.parrot import make
 
 VERSION = "0.32.0"
 PORT = 8241
-SETTINGS = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2", "VLLM_HOST_IP": "127.0.0.1"}
 
 
 def requirements(folder: Path) -> list[str]:
@@ -52,25 +49,10 @@ def name(environment: Path) -> None:
 @contextlib.contextmanager
 def vllm(environment: Path, model: Path) -> Iterator[str]:
     """A vLLM that serves a model as `support`; yields its address, without /v1."""
-    with tempfile.TemporaryFile() as log:
-        command = [str(environment / "bin/vllm"), "serve", str(model), "--served-model-name", "support", "--api-key", KEY, "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "32", "--port", str(PORT),
-                   "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-request-id-headers"]
-        running = subprocess.Popen(command, env={**os.environ, **SETTINGS}, stdout=log, stderr=log, start_new_session=True)
-        try:
-            until = time.time() + 300
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1)
-                    break
-                except OSError:
-                    if running.poll() is not None or time.time() > until:
-                        log.seek(0)
-                        sys.exit(f"error: vLLM did not start:\n{log.read().decode()[-3000:]}")
-                    time.sleep(0.5)
-            yield f"http://127.0.0.1:{PORT}"
-        finally:
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
+    command = [str(environment / "bin/vllm"), "serve", str(model), "--served-model-name", "support", "--api-key", KEY, "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "32", "--port", str(PORT),
+               "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-request-id-headers"]
+    with server(command, "health", PORT):
+        yield f"http://127.0.0.1:{PORT}"
 
 
 def main(what: str, place: Path) -> int:

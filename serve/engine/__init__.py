@@ -63,12 +63,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One reply to make. prompt: token ids; max_tokens of the sampling fit behind it. adapter: the LoRA adapter's name, or None for the model itself."""
+    """One reply to make. prompt: token ids; max_tokens of the sampling fit behind it. adapter: the LoRA adapter's name, or None for the model itself. priority: lower numbers go first."""
 
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
     adapter: str | None = None
+    priority: int = 0
 
 
 Alternatives = dict[int, float]           # log probabilities by token id: the one that was drawn first, then the likeliest

@@ -17,11 +17,14 @@ def pick(logits: torch.Tensor, temperature: float, top_p: float = 1.0) -> torch.
     if temperature == 0:
         return logits.argmax(-1)
     p = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, where = p.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
-        p = torch.zeros_like(p).scatter(-1, where, ordered)
-    return p.multinomial(1)[:, 0]
+    return (nucleus(p, top_p) if top_p < 1 else p).multinomial(1)[:, 0]
+
+
+def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Probabilities (…, V) with 0 for all but the fewest tokens that have at least `top_p` between them (arXiv:1904.09751)."""
+    ordered, where = p.sort(-1, descending=True)
+    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+    return torch.zeros_like(p).scatter(-1, where, ordered)
 
 
 @torch.no_grad()

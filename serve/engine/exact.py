@@ -14,6 +14,7 @@ import xgrammar
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from serve.engine import Alternatives, Job, Step
+from serve.engine.decoding import nucleus
 from serve.engine.grammar import ebnf
 
 PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
@@ -159,7 +160,5 @@ def narrowed(logits: torch.Tensor, sampling) -> torch.Tensor:
     if sampling.min_p > 0:
         p = p.masked_fill(p < sampling.min_p * p.max(), 0)
     if sampling.top_p < 1:
-        ordered, where = (p / p.sum()).sort(descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
-        p = torch.zeros_like(p).scatter(-1, where, ordered)
+        p = nucleus(p / p.sum(), sampling.top_p)
     return p / p.sum()

@@ -26,7 +26,7 @@ from serve.engine.grammar import ebnf
 CONVERTED = "openvino"                 # folder beside the model's own files
 FULL = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}          # as transformers reckons on a CPU: greedy tokens are the same
 BATCH = 128                            # tokens of a step: a first token then waits for one prompt, and not for all that came at once
-CACHE = 2 ** 30                        # bytes of keys and values at most
+CACHE = 1                              # GB of keys and values
 
 
 class _Plain(torch.nn.Module):
@@ -108,14 +108,12 @@ def _as_state(made: ov.Model, past: list[str], present: list[str], heads: int, s
 
 
 class OpenVino:
-    """folder: what `convert` wrote. slots: replies that are made at once; max_tokens: of prompt and reply."""
+    """folder: what `convert` wrote. slots: replies that are made at once."""
 
-    def __init__(self, folder: str | Path, slots: int, max_tokens: int, threads: int):
+    def __init__(self, folder: str | Path, slots: int, threads: int):
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.max_num_batched_tokens, scheduler.dynamic_split_fuse, scheduler.enable_prefix_caching = slots, max(BATCH, slots), True, True
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        scheduler.cache_size = max(1, min(CACHE, 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * size * max_tokens * slots) // 2 ** 30)
+        scheduler.cache_size = CACHE
         self.pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", {**FULL, **({"INFERENCE_NUM_THREADS": threads} if threads else {})})
         self.ends = json.loads((Path(folder) / "openvino_config.json").read_text(encoding="utf-8"))["eos_token_ids"]
         self.handles, self.number, self.begun, self.unwanted = {}, 0, set(), {}

@@ -22,7 +22,6 @@ class Settings:
 
     folder: str
     slots: int
-    max_tokens: int
     threads: int
     fast: bool
     base: str | None = None
@@ -51,7 +50,7 @@ class Both:
                 except OSError:           # the folder cannot be written, or its disk is full: then for as long as this process lives
                     converted = Path(tempfile.mkdtemp(prefix="supportloop-")) / CONVERTED
                     convert(settings.folder, converted)
-            self.fast = OpenVino(converted, settings.slots, settings.max_tokens, settings.threads)
+            self.fast = OpenVino(converted, settings.slots, settings.threads)
         else:
             self._exact()
         if settings.adapters:
