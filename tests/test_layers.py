@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,8 @@ def test_the_pipeline_imports_no_stage():
 def test_files_stay_small():
     long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in FILES if len(p.read_text().splitlines()) > 320}
     assert not long
+
+
+def test_no_file_of_the_tests_passes_for_a_library():
+    """tests/vllm.py did, where pytest had put this folder on the path: TRL found a `vllm` and asked which version it was."""
+    assert not [path.stem for path in (ROOT / "tests").glob("*.py") if importlib.util.find_spec(path.stem)]

