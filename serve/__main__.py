@@ -37,9 +37,14 @@ def main(arguments: list[str]) -> int:
     known = json.loads(policy.read_text(encoding="utf-8")) if config.guard else None
     if known is not None and (missing := NEEDED - set(known)):
         return refuse(f"{policy} is of another version of supportloop and lacks {', '.join(sorted(missing))}: run `make export` again")
-    if config.adapters and not config.base:
-        return refuse("adapters= needs base=<the folder of the model that they were trained on>: the exported model has one of them in it already")
-    if config.engine not in ("auto", "openvino", "transformers") and not config.engine.startswith(("http://", "https://")):
+    is_upstream = config.engine.startswith(("http://", "https://"))
+    if config.adapters and not is_upstream:
+        if not config.base or not (Path(config.base) / "config.json").is_file():
+            return refuse("adapters need base=<the folder of the model that they were trained on>: the exported model has one of them in it already")
+        for name, folder in config.adapters.items():
+            if not (Path(folder) / "adapter_config.json").is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
+                return refuse(f"adapters.{name}={folder} is no adapter: it needs adapter_config.json and adapter_model.safetensors")
+    if not is_upstream and config.engine not in ("auto", "openvino", "transformers"):
         return refuse(f"engine={config.engine} is none of auto, openvino, transformers and an address such as http://127.0.0.1:8001/v1")
     if config.engine == "openvino" and not find_spec("openvino_genai"):
         return refuse("engine=openvino needs it installed: pip install openvino-genai, or engine=transformers")
@@ -84,13 +89,13 @@ def service_of(config, policy: dict | None):
     said = folder / "generation_config.json"
     defaults = {key: value for key, value in (json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}).items() if key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") and value is not None}
     if config.engine.startswith("http"):
-        engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"))
+        engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"), dict(config.adapters))
     else:
         fast = config.engine == "openvino" or (config.engine == "auto" and find_spec("openvino_genai") is not None)
         engine = Child(Settings(str(folder), config.slots, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
     weights = sorted(folder.glob("*.safetensors"))
     return Service(Queue(engine, config.slots, config.waiting), Text(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), config.max_tokens), config.served_model_name, facts["vocab_size"],
-                   f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, tuple(config.adapters), defaults)
+                   f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, tuple(config.adapters), defaults, engine.model if isinstance(engine, Upstream) else Path(config.base).name if config.base else None)
 
 
 async def serve(app, door, config) -> int:

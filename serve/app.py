@@ -123,7 +123,7 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
                       "allow_view": True, "allow_fine_tuning": False, "organization": "*", "group": None, "is_blocking": False}
             return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "supportloop", "root": name, "parent": parent, "max_model_len": service.text.max_tokens, "permission": [rights]}
 
-        return {"object": "list", "data": [card(service.name, None), *(card(name, None) for name in service.adapters)]}
+        return {"object": "list", "data": [card(service.name, None), *(card(name, service.base) for name in service.adapters)]}
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request):

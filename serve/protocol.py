@@ -288,7 +288,7 @@ def chat_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives], t
         word = text.of([token])
         return {"token": _word(text, token, as_id), "logprob": max(value, -9999.0), "bytes": list(word.encode())}
 
-    return {"content": [{**one(token, found[token]), "top_logprobs": [one(other, value) for other, value in sorted(found.items(), key=lambda pair: -pair[1])[:top]] if top else []} for token, found in zip(tokens, logprobs, strict=True)]}
+    return {"content": [{**one(token, found[token].logprob), "top_logprobs": [one(other, likely.logprob) for other, likely in sorted(found.items(), key=lambda pair: -pair[1].logprob)[:top]] if top else []} for token, found in zip(tokens, logprobs, strict=True)]}
 
 
 def completion_logprobs(text: Text, tokens: list[int], logprobs: list[Alternatives | None], top: int, as_id: bool | None = False) -> dict:
@@ -298,14 +298,14 @@ def completion_logprobs(text: Text, tokens: list[int], logprobs: list[Alternativ
         word = text.of([token])
         made["text_offset"].append(offset)
         made["tokens"].append(_word(text, token, as_id))
-        made["token_logprobs"].append(None if found is None else max(found[token], -9999.0))
-        made["top_logprobs"].append(None if found is None else {_word(text, other, as_id): max(value, -9999.0) for other, value in list(found.items())[:top + 1]})
+        made["token_logprobs"].append(None if found is None else max(found[token].logprob, -9999.0))
+        made["top_logprobs"].append(None if found is None else {_word(text, other, as_id): max(likely.logprob, -9999.0) for other, likely in list(found.items())[:top + 1]})
         offset += len(word)
     return made
 
 
 def prompt_logprobs(text: Text, found: tuple[Alternatives | None, ...] | None) -> list[dict | None] | None:
-    """As vLLM gives them: by token id, with the rank among those that are told."""
+    """As vLLM gives them: by token id."""
     if found is None:
         return None
-    return [None if one is None else {str(token): {"logprob": max(value, -9999.0), "rank": 1 + sum(other > value for other in one.values()), "decoded_token": text.of([token])} for token, value in one.items()} for one in found]
+    return [None if one is None else {str(token): {"logprob": max(likely.logprob, -9999.0), "rank": likely.rank, "decoded_token": text.of([token])} for token, likely in one.items()} for one in found]

@@ -16,8 +16,8 @@ from serve.text import Text
 
 @dataclass
 class Service:
-    """name: the model's id. adapters: ids of LoRA adapters beside it. policy: the guard's, or None. defaults: sampling
-    values of the model's generation_config.json, which hold where a request says nothing, as in vLLM."""
+    """name: the model's id. adapters: ids of LoRA adapters beside it, over the model `base`. policy: the guard's, or None. defaults:
+    sampling values of the model's generation_config.json, which hold where a request says nothing, as in vLLM."""
 
     queue: Queue
     text: Text
@@ -27,6 +27,7 @@ class Service:
     policy: dict | None = None
     adapters: tuple[str, ...] = ()
     defaults: dict = field(default_factory=dict)
+    base: str | None = None
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, self.queue)

@@ -60,8 +60,11 @@ def test_an_exchange_is_as_vllms(url, name):
 
 @pytest.mark.slow
 @pytest.mark.skipif("VLLM_URL" not in os.environ, reason="make test-vllm starts a vLLM to compare with")
-def test_both_say_the_same_side_by_side(parrot, tmp_path):
-    with served(parrot, tmp_path, key=KEY, served_model_name="support", guard="false") as ours:
+@pytest.mark.parametrize("engine", ["auto", "that vLLM"])
+def test_both_say_the_same_side_by_side(parrot, tmp_path, monkeypatch, engine):
+    """With our own engine, and standing in front of that vLLM, as before GPUs."""
+    monkeypatch.setenv("SUPPORTLOOP_UPSTREAM_KEY", KEY)
+    with served(parrot, tmp_path, key=KEY, served_model_name="support", guard="false", engine=engine if engine == "auto" else f"{os.environ['VLLM_URL']}/v1") as ours:
         for name, exchange in EXCHANGES.items():
             if name not in OTHERWISE and name not in WORDS:
                 assert text_of(ask(ours, exchange)) == text_of(ask(os.environ["VLLM_URL"], exchange)), name

@@ -16,9 +16,11 @@ import httpx
 import psutil
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serve.engine import Job, Sampling
+from serve.__main__ import main
+from serve.engine import Job, Likely, Sampling
 from serve.engine.exact import Exact, alternatives, narrowed, penalised
 from serve.engine.grammar import either
 from serve.engine.openvino import CONVERTED, OpenVino, convert
@@ -67,6 +69,20 @@ def test_greedy_tokens_are_transformers(parrot, prompts, both, name):
     for i, prompt in enumerate(prompts):
         expected = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=40, do_sample=False)[0, len(prompt):].tolist()
         assert made[str(i)] == (expected, "stop" if expected[-1] == model.config.eos_token_id else "length")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_16_bits_stay_so_and_are_reckoned_with_in_32(parrot, prompts, tmp_path, dtype):
+    whole = AutoModelForCausalLM.from_pretrained(parrot, dtype=getattr(torch, dtype))
+    whole.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(parrot).save_pretrained(tmp_path / "model")
+    plain = torch.bmm
+    convert(tmp_path / "model", tmp_path / "converted")
+    assert torch.bmm is plain, "torch is as it was"
+    weights = sum(p.numel() for p in whole.parameters())
+    assert (tmp_path / "converted/openvino_model.bin").stat().st_size < 2.2 * weights
+    jobs = [Job(str(i), prompt, Sampling(max_tokens=40)) for i, prompt in enumerate(prompts)]
+    assert said(OpenVino(tmp_path / "converted", 8, 2), jobs) == said(Exact(tmp_path / "model"), jobs)
 
 
 @pytest.mark.parametrize("name", ["openvino", "transformers"])
@@ -131,6 +147,12 @@ def test_a_prompt_that_was_given_up_half_read_is_read_to_its_end_and_spoils_nobo
     assert not engine.unwanted
 
 
+def test_ranks_are_those_of_the_whole_vocabulary():
+    logits = torch.tensor([2.0, 1.0, -1.0, 0.0])
+    assert [(token, likely.rank) for token, likely in alternatives(logits, 2, 1).items()] == [(2, 4), (0, 1)]
+    assert alternatives(logits, 0, 0)[0] == Likely(float(logits.log_softmax(-1)[0]), 1)
+
+
 def test_log_probabilities_are_the_models(parrot, prompts):
     model, engine = AutoModelForCausalLM.from_pretrained(parrot).eval(), Exact(parrot)
     engine.add(Job("l", prompts[0], Sampling(max_tokens=3, logprobs=2, prompt_logprobs=0, temperature=2.0, seed=0)))
@@ -141,9 +163,9 @@ def test_log_probabilities_are_the_models(parrot, prompts):
     with torch.no_grad():
         expected = model(torch.tensor([[*prompts[0], *tokens]])).logits[0].log_softmax(-1)
     for place, token in enumerate(prompts[0][1:]):
-        assert steps[0].prompt_logprobs[place + 1][token] == pytest.approx(float(expected[place, token]), abs=1e-4)
+        assert steps[0].prompt_logprobs[place + 1][token].logprob == pytest.approx(float(expected[place, token]), abs=1e-4)
     for place, step in enumerate(steps):
-        assert step.logprobs[0][step.tokens[0]] == pytest.approx(float(expected[len(prompts[0]) - 1 + place, step.tokens[0]]), abs=1e-4), "before temperature"
+        assert step.logprobs[0][step.tokens[0]].logprob == pytest.approx(float(expected[len(prompts[0]) - 1 + place, step.tokens[0]]), abs=1e-4), "before temperature"
         assert len(step.logprobs[0]) in (2, 3)
 
 
@@ -279,6 +301,61 @@ def test_in_front_of_another_server_it_says_what_that_says(running, parrot, tmp_
         wait_until(lambda: httpx.get(f"{url}/ready").json()["running"] == 0, 10)
 
 
+def test_a_prompts_log_probabilities_come_through_it_too(running, parrot, tmp_path):
+    url, _ = running
+    asked = {"prompt": "Returns: 28 days.", "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 2}
+    with process(parrot, tmp_path, guard="false", engine=f"{url}/v1", upstream_model="supportloop") as (front, _):
+        for more in ({}, {"prompt_logprobs": 1}, {"max_tokens": 3, "echo": False, "prompt_logprobs": 0}):
+            [ours], [theirs] = (httpx.post(f"{where}/v1/completions", json={**asked, **more}, timeout=60).json()["choices"] for where in (front, url))
+            assert ours == theirs
+            assert len(theirs["logprobs"]["tokens"]) > 2
+
+
+@pytest.fixture(scope="module")
+def adapters(parrot, tmp_path_factory):
+    """Two LoRA adapters over the parrot, each of which says something else."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(parrot), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+        for key, weights in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(weights, std=0.1)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def test_adapters_are_served_beside_the_model_and_over_their_base(parrot, adapters, running, prompts, tmp_path):
+    def said_by(name: str) -> str:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(parrot), adapters / name).eval()
+        made = model.generate(input_ids=torch.tensor([prompts[4]]), attention_mask=torch.ones(1, len(prompts[4])), max_new_tokens=20, do_sample=False)[0, len(prompts[4]):]
+        return AutoTokenizer.from_pretrained(parrot).decode(made, skip_special_tokens=True)
+
+    plain = chat(running[0], max_tokens=20).json()["choices"][0]["message"]["content"]
+    expected = {"supportloop": plain, "tuned-1": said_by("first"), "other": said_by("second")}
+    assert len(set(expected.values())) == 3
+    with process(parrot, tmp_path, guard="false", base=parrot, **{"adapters.tuned-1": adapters / "first", "adapters.other": adapters / "second"}) as (url, _):
+        cards = httpx.get(f"{url}/v1/models").json()["data"]
+        assert [(card["id"], card["root"], card["parent"]) for card in cards] == [("supportloop", "supportloop", None), ("tuned-1", "tuned-1", parrot.name), ("other", "other", parrot.name)]
+        made: dict[str, str] = {}
+        threads = [threading.Thread(target=lambda name=name: made.__setitem__(name, chat(url, model=name, max_tokens=20).json()["choices"][0]["message"]["content"])) for name in expected]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert made == expected, "asked for at once"
+        (tmp_path / "front").mkdir()
+        with process(parrot, tmp_path / "front", guard="false", engine=f"{url}/v1", upstream_model="supportloop", **{"adapters.ours": "other"}) as (front, _):
+            assert chat(front, model="ours", max_tokens=20).json()["choices"][0]["message"]["content"] == expected["other"]
+            assert chat(front, model="other").status_code == 404
+
+
+@pytest.mark.parametrize(("given", "words"), [(["adapters.a=nowhere"], "need base="), (["adapters.a=nowhere", "base=PARROT"], "is no adapter"), (["portt=1"], "conf/serve/serve.yaml")])
+def test_adapters_that_cannot_be_served_are_one_line(parrot, capsys, given, words):
+    assert main([f"model={parrot}", *(one.replace("PARROT", str(parrot)) for one in given)]) == 1
+    assert words in capsys.readouterr().err
+
+
 def test_an_upstream_that_goes_away_is_said_and_one_that_never_was_too(parrot, tmp_path, capsys):
     (tmp_path / "behind").mkdir()
     with process(parrot, tmp_path / "behind", guard="false") as (behind, server), process(parrot, tmp_path, guard="false", engine=f"{behind}/v1", upstream_model="supportloop") as (front, _):
@@ -286,8 +363,6 @@ def test_an_upstream_that_goes_away_is_said_and_one_that_never_was_too(parrot, t
         os.killpg(server.pid, signal.SIGKILL)
         wait_until(lambda: httpx.get(f"{front}/ready").status_code == 503, 10)
         assert chat(front).status_code == 503
-    from serve.__main__ import main
-
     assert main([f"model={parrot}", "engine=http://127.0.0.1:9/v1", "port=1"]) == 1
     assert "does not answer as vLLM does" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from data_prep.conversation import Message
 
@@ -72,7 +72,14 @@ class Job:
     priority: int = 0
 
 
-Alternatives = dict[int, float]           # log probabilities by token id: the one that was drawn first, then the likeliest
+class Likely(NamedTuple):
+    """A token's log probability, and its rank in the whole vocabulary, 1 for the likeliest; 0 where that is not known."""
+
+    logprob: float
+    rank: int = 0
+
+
+Alternatives = dict[int, Likely]          # by token id: the one that was drawn first, then the likeliest
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 import xgrammar
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from serve.engine import Alternatives, Job, Step
+from serve.engine import Alternatives, Job, Likely, Step
 from serve.engine.decoding import nucleus
 from serve.engine.grammar import ebnf
 
@@ -43,10 +43,13 @@ class Exact:
         if adapters:
             from peft import PeftModel  # optional: only adapters need it
 
-            first, *others = adapters.items()
-            self.model = PeftModel.from_pretrained(self.model, first[1], adapter_name=first[0]).eval()
-            for name, path in others:
-                self.model.load_adapter(path, adapter_name=name)
+            self.places = {name: f"adapter_{place}" for place, name in enumerate(adapters)}          # no module may have a dot in its name
+            for name, path in adapters.items():
+                if isinstance(self.model, PeftModel):
+                    self.model.load_adapter(path, adapter_name=self.places[name])
+                else:
+                    self.model = PeftModel.from_pretrained(self.model, path, adapter_name=self.places[name])
+            self.model.eval()
 
     def add(self, job: Job) -> None:
         generator = torch.Generator()
@@ -96,11 +99,8 @@ class Exact:
 
     def _forward(self, row: Row, ids: list[int]) -> torch.Tensor:
         """The logits (tokens, vocabulary) behind each of these tokens."""
-        if hasattr(self.model, "peft_config"):
-            if row.job.adapter is None:
-                with self.model.disable_adapter():
-                    return self.model(input_ids=torch.tensor([ids]), past_key_values=row.cache, use_cache=True).logits[0].float()
-            self.model.set_adapter(row.job.adapter)
+        if row.job.adapter is not None:
+            self.model.set_adapter(self.places[row.job.adapter])
         return self.model(input_ids=torch.tensor([ids]), past_key_values=row.cache, use_cache=True).logits[0].float()
 
     def _draw(self, row: Row, logits: torch.Tensor) -> int:
@@ -135,7 +135,7 @@ def alternatives(logits: torch.Tensor, token: int, count: int) -> Alternatives:
     """The drawn token's log probability and those of so many of the likeliest, before any temperature or penalty, as vLLM gives them."""
     logprobs = logits.log_softmax(-1)
     top = logprobs.topk(count)
-    return {token: float(logprobs[token])} | {int(i): float(v) for i, v in zip(top.indices, top.values, strict=True)}
+    return {int(i): Likely(float(logprobs[i]), 1 + int((logprobs > logprobs[i]).sum())) for i in (token, *top.indices)}
 
 
 def penalised(logits: torch.Tensor, prompt: tuple[int, ...], said: list[int], sampling) -> torch.Tensor:

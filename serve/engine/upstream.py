@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
-from serve.engine import Alternatives, EngineError, Impossible, Job, Sampling, State, Step
+from serve.engine import Alternatives, EngineError, Impossible, Job, Likely, Sampling, State, Step
 
 LOOK = 2.0            # seconds between two looks at whether it is there
 
 
 class Upstream:
-    """A TokenEngine. url: up to /v1; model: its name there."""
+    """A TokenEngine. url: up to /v1; model: its name there; adapters: names there by the names they are served under here."""
 
-    def __init__(self, url: str, model: str, key: str | None = None):
-        self.url, self.model, self.state, self.watch = url.rstrip("/"), model, State(why="the upstream has not answered yet"), None
+    def __init__(self, url: str, model: str, key: str | None = None, adapters: dict[str, str] | None = None):
+        self.url, self.model, self.adapters, self.state, self.watch = url.rstrip("/"), model, adapters or {}, State(why="the upstream has not answered yet"), None
         self.headers, self.client = {"Authorization": f"Bearer {key}"} if key else {}, None
 
     async def start(self) -> None:
@@ -34,8 +34,9 @@ class Upstream:
         except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError) as problem:
             await self.client.close()
             raise EngineError(f"engine={self.url} does not answer as vLLM does ({type(problem).__name__}): is it running, and does SUPPORTLOOP_UPSTREAM_KEY hold its key?") from None
-        if self.model not in found:
-            raise EngineError(f"engine={self.url} has no model {self.model!r}, but {', '.join(found)}: give upstream_model=<name>")
+        if missing := {self.model, *self.adapters.values()} - set(found):
+            await self.client.close()
+            raise EngineError(f"engine={self.url} has no model {', '.join(sorted(missing))}, but {', '.join(found)}: give upstream_model=<name>, and adapters by their names there")
         self._alive()
         self.state.facts = {"engine": "vllm"}
         self.watch = asyncio.create_task(self._look())
@@ -59,11 +60,14 @@ class Upstream:
 
     async def run(self, job: Job) -> AsyncIterator[Step]:
         try:
-            async with self.client.post(f"{self.url}/completions", json=asked(job, self.model), headers={"X-Request-Id": job.id}) as answer:
+            async with self.client.post(f"{self.url}/completions", json=asked(job, self.adapters.get(job.adapter, self.model)), headers={"X-Request-Id": job.id}) as answer:
                 if answer.status in (400, 404, 422):
                     raise Impossible(f"the upstream refused the request (status {answer.status})")
                 if answer.status != 200:
                     raise EngineError(f"the upstream refused the request (status {answer.status})")
+                if job.sampling.prompt_logprobs is not None:
+                    yield step_of((await answer.json())["choices"][0], job.sampling)
+                    return
                 async for line in answer.content:
                     if not line.startswith(b"data: {"):
                         continue
@@ -93,9 +97,9 @@ class Upstream:
 def asked(job: Job, model: str) -> dict:
     """The request for a job. Stop strings stay here: they are looked for in the text, which is made here."""
     s = job.sampling
-    made = {"model": job.adapter or model, "prompt": list(job.prompt), "max_tokens": s.max_tokens, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "min_p": s.min_p, "presence_penalty": s.presence_penalty,
-            "frequency_penalty": s.frequency_penalty, "repetition_penalty": s.repetition_penalty, "min_tokens": s.min_tokens, "ignore_eos": s.ignore_eos, "stop_token_ids": list(s.stop_token_ids), "seed": s.seed, "stream": True,
-            "return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": s.logprobs}
+    made = {"model": model, "prompt": list(job.prompt), "max_tokens": s.max_tokens, "temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k, "min_p": s.min_p, "presence_penalty": s.presence_penalty,
+            "frequency_penalty": s.frequency_penalty, "repetition_penalty": s.repetition_penalty, "min_tokens": s.min_tokens, "ignore_eos": s.ignore_eos, "stop_token_ids": list(s.stop_token_ids), "seed": s.seed,
+            "return_token_ids": True, "return_tokens_as_token_ids": True, "logprobs": s.logprobs, "prompt_logprobs": s.prompt_logprobs, "stream": s.prompt_logprobs is None}           # vLLM streams no log probabilities of prompts
     if s.logit_bias:
         made["logit_bias"] = {str(token): bias for token, bias in s.logit_bias}
     if s.grammar:
@@ -109,11 +113,13 @@ def asked(job: Job, model: str) -> dict:
 
 
 def step_of(choice: dict, sampling: Sampling) -> Step:
-    """A choice of a chunk as a step; log probabilities come by "token_id:<n>" there."""
+    """A choice of a chunk, or of a whole answer, as a step; log probabilities of a reply come by "token_id:<n>" there."""
     tokens = tuple(choice.get("token_ids") or ())
     logprobs: tuple[Alternatives, ...] = ()
     if sampling.logprobs is not None and choice.get("logprobs"):
         told = choice["logprobs"]
-        logprobs = tuple({token: value} | {int(name.split(":")[1]): other for name, other in (top or {}).items()} for token, value, top in zip(tokens, told["token_logprobs"], told["top_logprobs"] or [None] * len(tokens), strict=True))
+        logprobs = tuple({token: Likely(value)} | {int(name.split(":")[1]): Likely(other) for name, other in (top or {}).items()} for token, value, top in zip(tokens, told["token_logprobs"], told["top_logprobs"] or [None] * len(tokens), strict=True))
+    read = choice.get("prompt_logprobs")
+    prompt = None if read is None else tuple(None if one is None else {int(token): Likely(told["logprob"], told["rank"]) for token, told in one.items()} for one in read)
     finish = choice.get("finish_reason")
-    return Step(tokens, logprobs, finish if finish in (None, "stop", "length") else "error")
+    return Step(tokens, logprobs, finish if finish in (None, "stop", "length") else "error", prompt)
