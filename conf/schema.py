@@ -293,6 +293,9 @@ class Serve:
     requests_per_minute: int = MISSING
     most_bytes: int = MISSING
     drain: float = MISSING                # seconds
+    completions: bool = MISSING
+    cache: int = MISSING                  # GB
+    traces: str | None = MISSING
     adapters: dict[str, str] = MISSING
     base: str | None = MISSING
 

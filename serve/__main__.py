@@ -59,12 +59,19 @@ def main(arguments: list[str]) -> int:
         door = Door(read_keys(config.api_keys) if config.api_keys else None, config.most_bytes, config.requests_per_minute)
     except KeysError as problem:
         return refuse(str(problem))
-    app = create_app(service_of(config, known), door)
+    service = service_of(config, known)
+    app, end = create_app(service, door, config.completions), lambda: None
+    if config.traces:
+        from serve.tracing import traced
+
+        app, end = traced(app, config.traces)
     log_to_stderr()
     try:
-        return uvloop.run(serve(app, door, config))
+        return uvloop.run(serve(app, service.queue, door, config))
     except EngineError as problem:
         return refuse(str(problem))
+    finally:
+        end()
 
 
 def refuse(words: str) -> int:
@@ -92,13 +99,13 @@ def service_of(config, policy: dict | None):
         engine = Upstream(config.engine, config.upstream_model or config.served_model_name, os.environ.get("SUPPORTLOOP_UPSTREAM_KEY"), dict(config.adapters))
     else:
         fast = config.engine == "openvino" or (config.engine == "auto" and find_spec("openvino_genai") is not None)
-        engine = Child(Settings(str(folder), config.slots, config.threads or 0, fast, config.base, tuple(config.adapters.items())))
+        engine = Child(Settings(str(folder), config.slots, config.threads or 0, fast, config.cache, config.base, tuple(config.adapters.items())))
     weights = sorted(folder.glob("*.safetensors"))
     return Service(Queue(engine, config.slots, config.waiting), Text(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False), config.max_tokens), config.served_model_name, facts["vocab_size"],
                    f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, tuple(config.adapters), defaults, engine.model if isinstance(engine, Upstream) else Path(config.base).name if config.base else None)
 
 
-async def serve(app, door, config) -> int:
+async def serve(app, queue, door, config) -> int:
     """Until it is told to stop: /ready says no at once, new work gets a 503, what was begun ends within `drain` seconds."""
     import uvicorn
 
@@ -111,18 +118,18 @@ async def serve(app, door, config) -> int:
             asyncio.get_running_loop().create_task(self.drain())
 
         async def drain(self) -> None:
-            queue, until = app.state.service.queue, asyncio.get_running_loop().time() + config.drain
+            until = asyncio.get_running_loop().time() + config.drain
             while queue.running + queue.waiting and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(0.05)
             self.should_exit = True
 
-    await app.state.service.queue.start()
-    print(f"serving {config.served_model_name} with {app.state.service.queue.state.facts['engine']} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard") + (", any key" if not config.api_keys else ""), flush=True)
+    await queue.start()
+    print(f"serving {config.served_model_name} with {queue.state.facts['engine']} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard") + (", any key" if not config.api_keys else ""), flush=True)
     server = Server(uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", lifespan="off", timeout_graceful_shutdown=5, access_log=False))
     try:
         await server.serve()
     finally:
-        await app.state.service.queue.close()
+        await queue.close()
     return 0
 
 

@@ -37,7 +37,7 @@ SILENT = 5.0          # seconds without a token, while one is waited for, from w
 log = logging.getLogger("supportloop.serve")
 
 
-def create_app(service: Service, door: Door | None = None) -> FastAPI:
+def create_app(service: Service, door: Door | None = None, with_completions: bool = True) -> FastAPI:
     """The application around one engine; `door` is who may come in, and how much at once."""
     door = door or Door()
 
@@ -48,7 +48,7 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
         await service.queue.close()
 
     app = FastAPI(title="supportloop", version=version("supportloop"), docs_url=None, redoc_url=None, lifespan=running)
-    app.state.service, app.state.door = service, door
+    app.state.door = door
     app.add_middleware(door.middleware)
 
     def answer(words: str, kind: str, status: int, param: str | None = None, **headers: str) -> JSONResponse:
@@ -129,9 +129,10 @@ def create_app(service: Service, door: Door | None = None) -> FastAPI:
     async def chat_completions(body: ChatRequest, request: Request):
         return await made(chat(service, body, f"chatcmpl-{request.state.id}"), body.stream, request)
 
-    @app.post("/v1/completions")
-    async def text_completions(body: CompletionRequest, request: Request):
-        return await made(completions(service, body, f"cmpl-{request.state.id}"), body.stream, request)
+    if with_completions:
+        @app.post("/v1/completions")
+        async def text_completions(body: CompletionRequest, request: Request):
+            return await made(completions(service, body, f"cmpl-{request.state.id}"), body.stream, request)
 
     async def made(asked, stream: bool | None, request: Request) -> Response:
         if stream:

@@ -87,11 +87,11 @@ class Scripted:
         pass
 
 
-def scripted_app(replies: list[str] | Callable[[str], str], name: str = "supportloop", max_tokens: int = 1024, policy: dict | None = None, door=None, most: int = 32, waiting: int = 128):
+def scripted_app(replies: list[str] | Callable[[str], str], name: str = "supportloop", max_tokens: int = 1024, policy: dict | None = None, door=None, most: int = 32, waiting: int = 128, with_completions: bool = True):
     """(application, its engine)."""
     text = Text(tokenizer_with((ROOT / "training/templates/tiny.jinja").read_text(encoding="utf-8")), max_tokens)
     engine = Scripted(replies, text)
-    return create_app(Service(Queue(engine, most, waiting), text, name, len(text.tokenizer), "scripted", policy), door), engine
+    return create_app(Service(Queue(engine, most, waiting), text, name, len(text.tokenizer), "scripted", policy), door, with_completions), engine
 
 
 @contextlib.contextmanager

@@ -143,6 +143,12 @@ def test_whatever_is_sent_is_told_what_is_wrong_with_it(sent, status):
         assert httpx.post(f"{url}/chat/completions", json={"messages": ASK}).status_code == 200
 
 
+def test_what_has_no_guard_can_be_taken_away():
+    with saying(["hi"], with_completions=False) as url:
+        assert httpx.post(f"{url}/completions", json={"prompt": "hi"}).status_code == 404
+        assert httpx.post(f"{url}/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]}).status_code == 200
+
+
 def test_extreme_values_are_bounded_before_an_engine_sees_them():
     app, engine = scripted_app(["Hello!"])
     seen = []

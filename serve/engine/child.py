@@ -20,6 +20,7 @@ from serve.engine.worker import Settings, work
 PING = 2.0            # seconds between two
 FROZEN = 30.0         # seconds without a word after which a child is killed and started again
 WAIT = (0.5, 30.0)    # seconds before it is started again: at first, at most
+STEADY = 300.0        # seconds after which an engine that ends has not ended again, but for the first time
 
 
 class Child:
@@ -28,7 +29,7 @@ class Child:
     def __init__(self, settings: Settings):
         self.settings, self.state = settings, State()
         self.jobs: dict[str, asyncio.Queue[Step | EngineError]] = {}
-        self.process, self.pipe, self.watch, self.closing, self.restarts = None, None, None, False, 0
+        self.process, self.pipe, self.watch, self.closing, self.restarts, self.since = None, None, None, False, 0, 0.0
 
     async def start(self) -> None:
         """Raises: EngineError where the model cannot be loaded."""
@@ -69,7 +70,7 @@ class Child:
         self.state.progressed = time.monotonic()
         kind, *rest = message
         if kind == "ready":
-            self.state.ready, self.state.why, self.state.facts = True, "", rest[0]
+            self.state.ready, self.state.why, self.state.facts, self.since = True, "", rest[0], time.monotonic()
         elif kind == "refused" and rest[0] in self.jobs:
             self.jobs[rest[0]].put_nowait(Impossible(rest[1]))
         elif kind == "steps":
@@ -81,6 +82,8 @@ class Child:
         """The child has ended: whoever waits for it is told, and it is started again."""
         if pipe is not self.pipe or self.closing:
             return
+        if self.state.ready and time.monotonic() - self.since > STEADY:
+            self.restarts = 0
         self.state.ready, self.state.why = False, "the engine ended and is being started again"
         for waiting in self.jobs.values():
             waiting.put_nowait(Step(finish="error"))

@@ -28,7 +28,6 @@ from serve.engine.grammar import ebnf
 CONVERTED = "openvino"                 # folder beside the model's own files
 FULL = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}          # as transformers reckons on a CPU: greedy tokens are the same
 BATCH = 128                            # tokens of a step: a first token then waits for one prompt, and not for all that came at once
-CACHE = 1                              # GB of keys and values
 
 
 class _Plain(torch.nn.Module):
@@ -128,12 +127,12 @@ def _as_state(made: ov.Model, past: list[str], present: list[str], heads: int, s
 
 
 class OpenVino:
-    """folder: what `convert` wrote. slots: replies that are made at once."""
+    """folder: what `convert` wrote. slots: replies that are made at once. cache: GB of keys and values; where they are more, replies wait for one another."""
 
-    def __init__(self, folder: str | Path, slots: int, threads: int):
+    def __init__(self, folder: str | Path, slots: int, threads: int, cache: int = 1):
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.max_num_batched_tokens, scheduler.dynamic_split_fuse, scheduler.enable_prefix_caching = slots, max(BATCH, slots), True, True
-        scheduler.cache_size = CACHE
+        scheduler.cache_size = cache
         self.pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", {**FULL, **({"INFERENCE_NUM_THREADS": threads} if threads else {})})
         self.ends = json.loads((Path(folder) / "openvino_config.json").read_text(encoding="utf-8"))["eos_token_ids"]
         self.handles, self.number, self.begun, self.unwanted = {}, 0, set(), {}

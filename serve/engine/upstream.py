@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 
 import aiohttp
+from opentelemetry import propagate
 
 from serve.engine import Alternatives, EngineError, Impossible, Job, Likely, Sampling, State, Step
 
@@ -59,8 +60,10 @@ class Upstream:
                 self.state.ready, self.state.why = False, f"the upstream does not answer ({type(problem).__name__})"
 
     async def run(self, job: Job) -> AsyncIterator[Step]:
+        headers = {"X-Request-Id": job.id}
+        propagate.inject(headers)            # of a trace, where this request is in one
         try:
-            async with self.client.post(f"{self.url}/completions", json=asked(job, self.adapters.get(job.adapter, self.model)), headers={"X-Request-Id": job.id}) as answer:
+            async with self.client.post(f"{self.url}/completions", json=asked(job, self.adapters.get(job.adapter, self.model)), headers=headers) as answer:
                 if answer.status in (400, 404, 422):
                     raise Impossible(f"the upstream refused the request (status {answer.status})")
                 if answer.status != 200:

@@ -18,12 +18,13 @@ from serve.engine import Batcher, Job, Step
 
 @dataclass(frozen=True)
 class Settings:
-    """folder: the exported model. base, adapters: the model that LoRA adapters were made for, and their folders by name. fast: whether OpenVINO makes what it can make."""
+    """folder: the exported model. base, adapters: the model that LoRA adapters were made for, and their folders by name. fast: whether OpenVINO makes what it can make. cache: GB of its keys and values."""
 
     folder: str
     slots: int
     threads: int
     fast: bool
+    cache: int
     base: str | None = None
     adapters: tuple[tuple[str, str], ...] = ()
 
@@ -50,7 +51,7 @@ class Both:
                 except OSError:           # the folder cannot be written, or its disk is full: then for as long as this process lives
                     converted = Path(tempfile.mkdtemp(prefix="supportloop-")) / CONVERTED
                     convert(settings.folder, converted)
-            self.fast = OpenVino(converted, settings.slots, settings.threads)
+            self.fast = OpenVino(converted, settings.slots, settings.threads, settings.cache)
         else:
             self._exact()
         if settings.adapters:
