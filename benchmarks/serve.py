@@ -1,9 +1,9 @@
 """The endpoint beside vLLM on the same CPU, over HTTP, in one run: tokens a second and time to the first token, with 1, 8 and 32 requests in flight.
 
-    make bench-serve                                      both models, into benchmarks/serve.md
+    make bench-serve                                      all three models, into benchmarks/serve.md
     python -m benchmarks.serve vllm=.venv-vllm/bin/vllm run_dir=runs/dev out=benchmarks/serve.md
 
-A Llama of 31.6 million random weights, and the model that a run exported. Prompts of 60 to 160 tokens, 48 tokens out, streamed; both servers get the same
+A Llama of 31.6 million random weights, the same stored in 16 bits as the models of hubs are, and the model that a run exported. Prompts of 60 to 160 tokens, 48 tokens out, streamed; both servers get the same
 requests, in turn, each alone on the machine. Every figure is of the better of two rounds of each server, so that a disturbance of one counts for neither.
 """
 
@@ -36,8 +36,8 @@ PACE = 0.02           # seconds between two tokens of the paced upstream
 WORDS = ["order", "parcel", "return", "invoice", "late", "fee", "shoes", "lamp", "please", "where", "when", "how", "days", "pay", "card", "address", "refund", "euro", "number", "today"]
 
 
-def random_llama(folder: Path) -> Path:
-    """31.6 M parameters in fp32, with a tokenizer of whole words, so that every token is text at once."""
+def random_llama(folder: Path, dtype: str) -> Path:
+    """31.6 M parameters, with a tokenizer of whole words, so that every token is text at once."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def random_llama(folder: Path) -> Path:
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=11520, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=2, pad_token_id=0, bos_token_id=None))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -217,8 +217,8 @@ def main(arguments: list[str]) -> None:
     out, run = given.get("out"), Path(given.get("run_dir", "runs/dev"))
     exported = run / "export/model"
     with tempfile.TemporaryDirectory() as folder:
-        llama = random_llama(Path(folder) / "llama")
-        made = {f"Beside vLLM on a CPU: 2 threads each, fp32, streamed, prompts of 60 to 160 tokens, {OUT} out, the better of two rounds of each": beside_vllm({"31.6 M random Llama": llama, "the export": exported}, given.get("vllm", ".venv-vllm/bin/vllm")),
+        llama, half = (random_llama(Path(folder) / dtype, dtype) for dtype in ("float32", "bfloat16"))
+        made = {f"Beside vLLM on a CPU: 2 threads each, reckoned in fp32, streamed, prompts of 60 to 160 tokens, {OUT} out, the better of two rounds of each": beside_vllm({"31.6 M random Llama": llama, "the same, stored in bf16": half, "the export": exported}, given.get("vllm", ".venv-vllm/bin/vllm")),
                 f"What the endpoint adds in front of an upstream that makes a token every {1000 * PACE:.0f} ms; the median of four rounds": our_layer(llama), "What the guard costs: openings of the sample company's customers, to the export": with_the_guard(exported)}
     text = "\n".join(["# The endpoint, measured", "", f"`python -m benchmarks.serve {' '.join(arguments)}`", *(line for title, lines in made.items() for line in ("", f"## {title}", "", *lines))]) + "\n"
     print(text)
