@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,10 +154,10 @@ def truncate(messages: list[Message], max_tokens: int, count_tokens: Callable[[l
     system = messages[:1] if messages and messages[0]["role"] == "system" else []
     rest = messages[len(system):]
     starts = [i for i, m in enumerate(rest) if m["role"] == "user" and (i == 0 or rest[i - 1]["role"] != "user")]
-    for start in starts:
-        if count_tokens(system + rest[start:]) <= max_tokens:
-            return system + rest[start:]
-    return system + rest[starts[-1]:] if starts else messages
+    if not starts:
+        return messages
+    kept = bisect_left(starts[:-1], True, key=lambda start: count_tokens(system + rest[start:]) <= max_tokens)           # the more goes, the fewer tokens are left
+    return system + rest[starts[kept]:]
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, object]]:

@@ -109,6 +109,8 @@ async def serve(app, queue, door, config) -> int:
     """Until it is told to stop: /ready says no at once, new work gets a 503, what was begun ends within `drain` seconds."""
     import uvicorn
 
+    from serve.door import only_our_lines
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame) -> None:
             if door.draining:            # asked twice
@@ -127,7 +129,8 @@ async def serve(app, queue, door, config) -> int:
     print(f"serving {config.served_model_name} with {queue.state.facts['engine']} on http://{config.host}:{config.port}/v1" + ("" if config.guard else ", without the guard") + (", any key" if not config.api_keys else ""), flush=True)
     server = Server(uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", lifespan="off", timeout_graceful_shutdown=5, access_log=False))
     try:
-        await server.serve()
+        with only_our_lines():
+            await server.serve()
     finally:
         await queue.close()
     return 0

@@ -25,14 +25,15 @@ from starlette.exceptions import HTTPException
 
 from serve.chat import chat
 from serve.completions import completions
-from serve.door import Door, where
-from serve.engine import EngineError, Impossible
+from serve.door import Door
+from serve.engine import EngineError, Impossible, where
 from serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Refused, TokenizeRequest, error
 from serve.queue import Full
 from serve.service import Service
 from serve.text import NoText
 
 AGAIN = "1"           # seconds, of Retry-After
+LONG = 16384          # bytes of a request that is read in no time
 SILENT = 5.0          # seconds without a token, while one is waited for, from which /ready says no
 log = logging.getLogger("supportloop.serve")
 
@@ -71,6 +72,10 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
     @app.exception_handler(NoText)
     async def unreadable(request: Request, problem: NoText) -> JSONResponse:
         return answer(str(problem), "BadRequestError", 400)
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(request: Request, problem: RecursionError) -> JSONResponse:
+        return answer("the request is nested too deeply", "Bad Request", 400)
 
     @app.exception_handler(Full)
     async def full(request: Request, problem: Full) -> JSONResponse:
@@ -127,12 +132,17 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request):
-        return await made(chat(service, body, f"chatcmpl-{request.state.id}"), body.stream, request)
+        return await made(await prepared(chat, body, f"chatcmpl-{request.state.id}", request), body.stream, request)
 
     if with_completions:
         @app.post("/v1/completions")
         async def text_completions(body: CompletionRequest, request: Request):
-            return await made(completions(service, body, f"cmpl-{request.state.id}"), body.stream, request)
+            return await made(await prepared(completions, body, f"cmpl-{request.state.id}", request), body.stream, request)
+
+    async def prepared(prepare, body, identity: str, request: Request):
+        """What is long, or has a structure to be read, in a thread, so that others are served meanwhile."""
+        is_short = int(request.headers.get("content-length") or LONG + 1) <= LONG and body.structured_outputs is None and body.response_format is None
+        return prepare(service, body, identity) if is_short else await asyncio.to_thread(prepare, service, body, identity)
 
     async def made(asked, stream: bool | None, request: Request) -> Response:
         if stream:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
 
 from data_prep.conversation import Message
 from data_prep.hermes import CLOSE, OPEN
@@ -14,7 +17,11 @@ from serve.engine import Alternatives, Sampling
 from serve.handoff import guarded
 from serve.protocol import ChatRequest, NamedTool, Refused, chat_logprobs, prompt_logprobs, usage, whole
 from serve.replies import Piece, Release
-from serve.service import Service, merged
+from serve.service import Service, merged, together
+
+LONG = 8192           # characters of a conversation which the guard reads in no time
+SEEN = 65536          # characters that the guard looks at, the newest, whatever the model holds
+RESERVED = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)          # what no client sets in the template's name
 
 
 @dataclass
@@ -34,13 +41,15 @@ class Out:
 
 @dataclass
 class Chat:
-    """A request that can be made. prompt: token ids. is_forced: its reply must be a tool call; is_named: of the one that it names."""
+    """A request that can be made. messages: what the guard looks at, without what the client has begun of the reply itself, `begun`. prompt: token ids. is_forced: its reply must be a tool call;
+    is_named: of the one that it names."""
 
     service: Service
     request: ChatRequest
     identity: str
     model: str
     messages: list[Message]
+    begun: str
     prompt: list[int]
     sampling: Sampling
     is_forced: bool
@@ -51,16 +60,18 @@ class Chat:
         return self.request.top_logprobs or 0
 
     async def choice(self, index: int) -> AsyncIterator[Out]:
-        """One choice as it may go out, up to the one with a `finish`."""
-        policy = self.service.policy
+        """One choice as it may go out, up to the one with a `finish`. With a guard its tokens go out with the last, where all that they say has gone out."""
+        policy, held = self.service.policy, Out(index)
         guard = (lambda reply: guarded(self.messages, reply, policy)) if policy else None
-        release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard)
+        release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard, self.begun)
         out = Out(index)
-        made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, self.prompt, self.sampling, index)
+        made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, self.prompt, self.sampling, index, words_only=bool(policy))
         try:
             async for piece in made:
                 out = self._with(out, piece)
-                out.content += release.feed(piece.text)
+                out.content += await self._at_leisure(release.feed, piece.text)
+                if policy:
+                    held.tokens, held.logprobs, out.tokens, out.logprobs = held.tokens + out.tokens, held.logprobs + out.logprobs, [], []
                 if release.replaced is not None:
                     out.finish = "stop"
                 if out.finish:
@@ -70,13 +81,22 @@ class Chat:
                     out = Out(index, made=out.made)
         finally:
             await made.aclose()
-        rest, out.calls = release.end()
+        rest, out.calls = await self._at_leisure(release.end)
         out.content += rest
-        if release.replaced is not None:
-            out.tokens, out.logprobs, out.stop_reason, out.finish = [], [], None, "stop"
+        if self.request.parallel_tool_calls is False:
+            out.calls = out.calls[:1]
+        if policy and not release.is_changed:
+            out.tokens, out.logprobs = held.tokens, held.logprobs
+        if release.is_changed:
+            out.stop_reason, out.finish = None, "stop"
         if out.calls:
             out.finish = "stop" if self.is_named and release.replaced is None else "tool_calls"
         yield out
+
+    async def _at_leisure(self, look: Callable, *what):
+        """The guard reads all of a conversation: a long one in a thread, so that others are served meanwhile."""
+        is_long = self.service.policy and sum(len(message["content"]) for message in self.messages) > LONG
+        return await asyncio.to_thread(look, *what) if is_long else look(*what)
 
     @staticmethod
     def _with(out: Out, piece: Piece) -> Out:
@@ -86,7 +106,7 @@ class Chat:
         return chat_logprobs(self.service.text, out.tokens, out.logprobs, self.top, self.request.return_tokens_as_token_ids) if out.logprobs else None
 
     async def response(self) -> dict:
-        outs = await asyncio.gather(*(self._joined(index) for index in range(self.request.n or 1)))
+        outs = await together([self._joined(index) for index in range(self.request.n or 1)])
         ids = self.request.return_token_ids
         choices = [{"index": out.index, "message": {"role": "assistant", "content": out.content or (None if out.calls and not self.is_forced else ""), "refusal": None, "annotations": None, "audio": None, "function_call": None, **({"tool_calls": self._calls(out)} if out.calls else {}), "reasoning": None},
                     "logprobs": self._logprobs(out), "finish_reason": out.finish, "stop_reason": out.stop_reason, "token_ids": out.tokens if ids else None, "routed_experts": None} for out in outs]
@@ -125,6 +145,27 @@ class Chat:
             yield {**head, "choices": [], "usage": usage(len(self.prompt), sum(made)), "system_fingerprint": self.service.fingerprint}
 
 
+def seen(messages: list[Message], goes_on: bool) -> tuple[list[Message], str]:
+    """(the conversation that the guard looks at, what the client has begun of the reply). Whatever a client puts last in the assistant's name is a part of what it says next: two halves of a promise are one."""
+    system, rest = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    begun: list[str] = []
+    while rest and rest[-1]["role"] == "assistant" and not rest[-1].get("tool_calls"):
+        *rest, last = rest
+        begun.insert(0, last["content"])
+    total, first = 0, len(rest)
+    while first and (total := total + len(rest[first - 1]["content"])) <= SEEN:
+        first -= 1
+    return system + rest[first:], "\n".join(begun) + ("" if goes_on or not begun else "\n")
+
+
+def extras(request: ChatRequest) -> dict:
+    """What the template is told beside the messages (`enable_thinking`). Raises: Refused: text would be a way around the control tokens' neutralising."""
+    given = request.chat_template_kwargs or {}
+    if odd := next((name for name, value in given.items() if name in RESERVED or not isinstance(value, bool | int | float | None)), None):
+        raise Refused(f"chat_template_kwargs.{odd[:40]} cannot be set: only switches and numbers that the template itself knows", "chat_template_kwargs")
+    return given
+
+
 def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
     """Raises: Refused."""
     model, text = service.model(request.model), service.text
@@ -136,11 +177,13 @@ def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
         raise Refused("when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)", "top_logprobs")
     if request.tool_choice not in (None, "none") and not request.tools:
         raise Refused("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    if request.continue_final_message and "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt:
+        raise Refused("Cannot set both `continue_final_message` and `add_generation_prompt` to True.", kind="Bad Request")
     messages = [message.plain() for message in request.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] if request.tool_choice != "none" else []
     asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     service.check_length(asked)
-    template = {"add_generation_prompt": request.add_generation_prompt is not False and not request.continue_final_message, "continue_final_message": bool(request.continue_final_message)}
+    template = {**extras(request), "add_generation_prompt": request.add_generation_prompt is not False and not request.continue_final_message, "continue_final_message": bool(request.continue_final_message)}
     prompt = text.chat(messages, min(asked or text.max_tokens // 4, text.max_tokens // 2), tools or None, **template)
     most = service.room(len(prompt), asked)
     sampling = request.checked((request.top_logprobs or 0) if request.logprobs else None, most, service.vocabulary, service.defaults)
@@ -154,5 +197,5 @@ def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
             raise Refused(f"tool_choice names {request.tool_choice.function.name[:60]!r}, which is not among the tools", "tool_choice")
         sampling = replace(sampling, grammar=("calls", json.dumps([{"begin": OPEN + text.gap + f'{{"name": {json.dumps(tool.name)}, "arguments": ', "schema": tool.parameters or {"type": "object"}, "end": "}" + text.gap + CLOSE} for tool in asked_for])))
     service.queue.admit(request.n or 1)
-    return Chat(service, request, identity, model, messages, prompt, sampling, is_forced, is_named)
+    return Chat(service, request, identity, model, *seen(messages, bool(request.continue_final_message)), prompt, sampling, is_forced, is_named)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from serve.engine import Alternatives, Sampling
 from serve.protocol import PROMPTS, CompletionRequest, Refused, completion_logprobs, prompt_logprobs, usage, whole
 from serve.replies import Piece
-from serve.service import Service, merged
+from serve.service import Service, merged, together
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Completions:
 
     async def response(self) -> dict:
         each, ids = self.request.n or 1, self.request.return_token_ids
-        made = await asyncio.gather(*(self._joined(index) for index in range(len(self.prompts) * each)))
+        made = await together([self._joined(index) for index in range(len(self.prompts) * each)])
         choices = [{"index": index, "text": piece.text, "logprobs": self._logprobs(piece, self.prompts[index // each]), "finish_reason": piece.finish, "stop_reason": piece.stop_reason, "token_ids": piece.tokens if ids else None,
                     "prompt_logprobs": prompt_logprobs(self.service.text, piece.prompt_logprobs), "prompt_token_ids": self.prompts[index // each] if ids else None, "routed_experts": None} for index, piece in enumerate(made)]
         return whole(self.identity, "text_completion", self.model, choices, sum(map(len, self.prompts)), sum(len(piece.tokens) for piece in made), system_fingerprint=self.service.fingerprint)

@@ -29,6 +29,7 @@ TOPICS = ("self_harm", "threat", "fraud", "legal", "hardship")         # what mu
 CLASSES = ("none", "ai", "human", *TOPICS)      # what a message is: nothing for a person, a question whether this is one, a request for one, a topic
 KINDS = ("people", "wish", "request", "mention", "machine", "ai_question")
 WITHOUT_SPACES = {"zh", "ja"}
+LONG = 2000           # characters that are read as one: what is longer is no message but something pasted, and its sentences are read one by one
 FEW = 3               # words of a message that is hardly more than a name for a person
 NEAR = 5              # words between a wish and the person it is for
 LETTERS, MARGIN = 8, 4.0      # fewer letters say nothing of a language of the same script; so many nats must another one be likelier than those the model was trained in
@@ -189,7 +190,6 @@ def weights() -> tuple[np.ndarray, np.ndarray, float]:
         return held["weights"].astype(np.float32), held["bias"], float(held["temperature"])
 
 
-@functools.lru_cache(maxsize=4096)
 def probabilities(text: str, language: Language) -> dict[str, float]:
     """What a message is, by CLASSES, as probabilities."""
     matrix, bias, temperature = weights()
@@ -200,7 +200,12 @@ def probabilities(text: str, language: Language) -> dict[str, float]:
 
 
 def needs_person(text: str, language: Language) -> dict[str, float]:
-    """`probabilities`; of one word or two, which belong to no language, in whichever language they name a person and a request is likeliest."""
+    """`probabilities`, of the newest LONG characters; of one word or two, which belong to no language, in whichever language they name a person and a request is likeliest."""
+    return _needs_person(text[-LONG:], language)
+
+
+@functools.lru_cache(maxsize=4096)
+def _needs_person(text: str, language: Language) -> dict[str, float]:
     few = normal(text).count(" ") < FEW
     others = [each for each in languages().values() if each is not language and cues(text, each)["alone"]] if few else []
     return max((probabilities(text, each) for each in (language, *others)), key=p_person)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
-import sys
 import time
-import traceback
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from serve.engine import where
 from serve.keys import Rate, owner
 from serve.protocol import error
 
@@ -119,18 +121,25 @@ class _Behind:
                 log.info(json.dumps({"event": "request", "id": identity, "method": scope["method"], "path": scope["path"][:80], "status": status, "ms": round(1000 * (time.monotonic() - began), 1), "key": scope["state"].get("key")}))
 
 
-def where(problem: Exception) -> dict:
-    """An error for the log: its kind and its place, and none of its words, which may be a customer's."""
-    at = traceback.extract_tb(problem.__traceback__)[-1]
-    return {"error": type(problem).__name__, "at": f"{at.filename.rpartition('/')[2]}:{at.lineno}"}
-
-
 def log_to_stderr() -> None:
-    """One JSON object a line, with the time, on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    """One JSON object a line, with the time, on stderr, whatever becomes of that for others (`only_our_lines`)."""
+    handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", buffering=1))
     handler.setFormatter(_Lines())
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def only_our_lines() -> Iterator[None]:
+    """Libraries' own words on stderr, in which a customer's may be, go nowhere meanwhile."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Lines(logging.Formatter):

@@ -169,7 +169,7 @@ def calls(messages: list[Message]) -> list[tuple[str, dict, dict]]:
 def as_object(text: object) -> dict:
     try:
         value = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"error": "not an object"}
 
@@ -211,7 +211,7 @@ def _told_facts(messages: list[Message], policy: dict) -> Iterator[tuple[str, ob
     """(path, value, arguments of the call that told it) of everything that the system message and tools say."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
     if found := _system_pattern(policy["system"]).search(" ".join(system.split())):
-        yield from ((path.replace("__", "."), int(value) if value.isdigit() else value, {}) for path, value in found.groupdict().items())
+        yield from ((path.replace("__", "."), int(value) if value.isdecimal() else value, {}) for path, value in found.groupdict().items())
     for name, asked, result in calls(messages):
         if succeeded(result):
             yield from ((path, result[key], asked) for key, path in policy["tells"].get(name, {}).items() if key in result)
@@ -252,7 +252,7 @@ def invented(messages: list[Message], text: str, *, money: bool) -> list[str]:
 def amount(written: str) -> str:
     """A number without the signs between thousands, with a point before its cents, and without cents that are none: 1,250.00, 1.250, 1 250 and 1250 are one."""
     plain = re.sub(r"[.,'\u00a0\u202f ](?=\d{3}(?:\D|$))", "", written).replace(",", ".")
-    return re.sub(r"\.?0+$", "", plain) if "." in plain else plain
+    return plain.rstrip("0").removesuffix(".") if "." in plain else plain
 
 
 def repeated(messages: list[Message], text: str, policy: dict) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,12 @@ from serve.text import Text
 STOPS, LOGPROBS, CHOICES, PROMPTS = 4, 20, 16, 1024           # at most, of one request
 DROPPED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
 GREEDY, COLDEST, HOTTEST = 1e-5, 1e-2, 100.0           # temperatures: greedy below the first, and no nearer to 0 nor higher than the others
+LEAST = 1e-6                           # of top_p: the likeliest token alone
 SEED = 2 ** 63                         # one more than the greatest
+
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(fail_fast=True)]         # the first mistake is told: a hundred thousand of them would take seconds to find
 
 
 class Refused(Exception):
@@ -108,7 +113,7 @@ class StructuredOutputs(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
     held: str | dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     grammar: str | None = None
     structural_tag: str | None = None
 
@@ -130,8 +135,8 @@ class Drawn(BaseModel):
     ignore_eos: bool | None = None
     seed: int | None = None
     n: int | None = 1
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Many[str] | None = None
+    stop_token_ids: Many[int] | None = None
     include_stop_str_in_output: bool | None = False
     skip_special_tokens: bool | None = True
     logit_bias: dict[str, float] | None = None
@@ -188,22 +193,23 @@ class Drawn(BaseModel):
         if any(not 0 <= token < vocabulary for token in ids):
             raise Refused(f"stop_token_ids must be token ids below {vocabulary}", "stop_token_ids")
         temperature = 0.0 if temperature < GREEDY else min(max(temperature, COLDEST), HOTTEST)            # beyond these numbers overflow, and vLLM has these bounds too
-        repetition = min(max(repetition, COLDEST), HOTTEST)
+        repetition, top_p, top_k = min(max(repetition, COLDEST), HOTTEST), max(top_p, LEAST), min(max(0, top_k), vocabulary)
         grammar = self.grammar()
         try:
             if grammar:
                 ebnf(*grammar)
         except ValueError as problem:
             raise Refused(str(problem), "structured_outputs") from None
-        return Sampling(temperature=temperature, top_p=top_p, max_tokens=most, seed=self.seed, stop=tuple(stops), top_k=max(0, top_k), min_p=min_p, presence_penalty=value("presence_penalty", 0.0), frequency_penalty=value("frequency_penalty", 0.0),
+        return Sampling(temperature=temperature, top_p=top_p, max_tokens=most, seed=self.seed, stop=tuple(stops), top_k=top_k, min_p=min_p, presence_penalty=value("presence_penalty", 0.0), frequency_penalty=value("frequency_penalty", 0.0),
                         repetition_penalty=repetition, min_tokens=value("min_tokens", 0), ignore_eos=bool(self.ignore_eos), stop_token_ids=tuple(ids), logit_bias=self._bias(vocabulary), logprobs=logprobs, prompt_logprobs=self.prompt_logprobs, grammar=grammar)
 
     def _bias(self, vocabulary: int) -> tuple[tuple[int, float], ...]:
         made = []
         for token, bias in (self.logit_bias or {}).items():
-            if not (token.isascii() and token.isdecimal()) or int(token[:20]) >= vocabulary:
+            number = token.lstrip("0")
+            if not (token.isascii() and token.isdecimal()) or len(number) > 12 or int(token[-12:]) >= vocabulary:
                 raise Refused(f"token_id {token[:20]} in logit_bias contains out-of-vocab token id. Vocabulary size: {vocabulary}", "logit_bias")
-            made.append((int(token), max(-100.0, min(100.0, bias))))
+            made.append((int(token[-12:]), max(-100.0, min(100.0, bias))))
         return tuple(made)
 
     def grammar(self) -> tuple[str, str] | None:
@@ -226,11 +232,11 @@ class Drawn(BaseModel):
 
 
 class ChatRequest(Drawn):
-    messages: list[ChatMessage]
+    messages: Many[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = True
     add_generation_prompt: bool | None = True
@@ -240,7 +246,7 @@ class ChatRequest(Drawn):
 
 
 class CompletionRequest(Drawn):
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Many[int] | Many[str] | Many[Many[int]]
     max_tokens: int | None = 16
     logprobs: int | None = None
     echo: bool | None = False
@@ -252,8 +258,8 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[Tool] | None = None
+    messages: Many[ChatMessage] | None = None
+    tools: Many[Tool] | None = None
     add_special_tokens: bool | None = True
     add_generation_prompt: bool | None = True
     return_token_strs: bool | None = False
@@ -261,7 +267,7 @@ class TokenizeRequest(BaseModel):
 
 class DetokenizeRequest(BaseModel):
     model: str | None = None
-    tokens: list[int]
+    tokens: Many[int]
 
 
 def error(words: str, kind: str, status: int, param: str | None = None) -> dict:

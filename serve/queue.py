@@ -45,31 +45,51 @@ class Queue:
             raise Full(f"{self.running} requests are at work and {self.waiting} are waiting; no more are taken")
 
     async def run(self, job: Job) -> AsyncIterator[Step]:
+        """Raises: EngineError. A reader who is slow, or reads no more, keeps no place: what is made waits for them here."""
         await self._turn(job.priority)
         if self.running == 1:
             self.progressed = time.monotonic()
+        made: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
+        making = asyncio.create_task(self._make(job, made))
+        making.add_done_callback(lambda _: self._leave())
+        try:
+            while (step := await made.get()) is not None:
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+
+    async def _make(self, job: Job, made: asyncio.Queue) -> None:
         steps = self.engine.run(job)
         try:
             async for step in steps:
                 self.progressed = time.monotonic()
-                yield step
+                made.put_nowait(step)
+            made.put_nowait(None)
+        except Exception as problem:         # raised again by `run`, to who reads
+            made.put_nowait(problem)
         finally:
             await steps.aclose()
-            self.running -= 1
-            self._next()
+
+    def _leave(self) -> None:
+        self.running -= 1
+        self._next()
 
     async def _turn(self, priority: int) -> None:
         if self.running < self.most and not self.waiting:
             self.running += 1
             return
+        if self.waiting >= self.most_waiting:
+            raise Full(f"{self.running} requests are at work and {self.waiting} are waiting; no more are taken")
         turn = asyncio.get_running_loop().create_future()
         heapq.heappush(self.line, (priority, next(self.number), turn))
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():         # it was its turn already
-                self.running -= 1
-                self._next()
+                self._leave()
             raise
 
     def _next(self) -> None:

@@ -62,15 +62,16 @@ def releasable(text: str) -> str:
 
 
 class Release:
-    """What of a reply goes out, and when. with_tools: the client knows tools, so calls are parsed; else they stay text, as in vLLM.
+    """What of a reply goes out, and when. with_tools: the client knows tools, so calls are parsed; else they stay text, as in vLLM. begun: what of the reply the client has written itself.
 
     With a guard a sentence goes out when the guard has let the reply up to there pass, and the rest when it has seen it all. Where it stops something, what
-    it says instead follows what has gone out already.
+    it says instead follows what has gone out already; `is_changed` then, and where it completes a handoff. What a call tells a tool is no word to a customer: of it
+    the guard looks at what would be done.
     """
 
-    def __init__(self, with_tools: bool, guard: Callable[[Message], Guarded] | None):
+    def __init__(self, with_tools: bool, guard: Callable[[Message], Guarded] | None, begun: str = ""):
         self.with_tools, self.guard = with_tools, guard
-        self.text, self.sent, self.replaced = "", 0, None
+        self.text, self.sent, self.replaced, self.is_changed = begun, len(begun), None, False
 
     def feed(self, new: str) -> str:
         """What may go out now that this much more is known; empty once `replaced` is set, and then nothing more need be made."""
@@ -96,11 +97,17 @@ class Release:
         """(the rest of the words, the tool calls) of the whole reply, or of what stands in its place."""
         reply = whole = parse_reply(self.text)
         if self.guard and self.replaced is None:
+            if OPEN in self.text and not whole.get("tool_calls"):           # a call that was cut off or cannot be read is nothing to say to a customer
+                self.text, self.is_changed = self.text[:self.text.index(OPEN)].rstrip(), True
+                reply = whole = parse_reply(self.text)
             reply, reason = self.guard(whole)
-            self.replaced = reply if reason else None
+            if not reason and whole.get("tool_calls") and not self.with_tools and reply == whole:           # it goes out as text
+                reply, reason = self.guard({"role": "assistant", "content": self.text})
+            self.replaced, self.is_changed = (reply if reason else None), self.is_changed or reply != whole
         if self.replaced is not None:
+            self.is_changed = True
             return (" " if self.sent else "") + self.replaced["content"], self.replaced.get("tool_calls") or []
-        if reply.get("tool_calls") and (self.with_tools or reply != whole):         # a handoff that the guard has completed is seen by every client
+        if reply.get("tool_calls") and (self.with_tools or self.is_changed):         # a handoff that the guard has completed is seen by every client
             return self._after(reply["content"]), reply["tool_calls"]
         return self._out(len(self.text)), []
 

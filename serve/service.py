@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
-from serve.engine import Job, Sampling
+from serve.engine import EngineError, Job, Sampling
 from serve.metrics import Metrics
 from serve.protocol import Drawn, Refused
 from serve.queue import Queue
@@ -55,20 +56,34 @@ class Service:
                           f"Please reduce the length of the input prompt or the number of requested output tokens. (parameter=input_tokens, value={prompt})", "input_tokens")
         return asked or self.text.max_tokens - prompt
 
-    async def choice(self, request: Drawn, identity: str, model: str, prompt: Sequence[int], sampling: Sampling, number: int = 0) -> AsyncIterator[Piece]:
-        """One choice of a request, the so many-eth to a prompt, as `replies.pieces` makes it: through the queue, counted."""
+    async def choice(self, request: Drawn, identity: str, model: str, prompt: Sequence[int], sampling: Sampling, number: int = 0, words_only: bool = False) -> AsyncIterator[Piece]:
+        """One choice of a request, the so many-eth to a prompt, as `replies.pieces` makes it: through the queue, counted. words_only: no special tokens in its text, whatever was asked for."""
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + number)
-        job = Job(identity, tuple(prompt), sampling, model if model in self.adapters else None, request.priority or 0)
+        job = Job(f"{identity}-{uuid.uuid4().hex}", tuple(prompt), sampling, model if model in self.adapters else None, request.priority or 0)
         meter = self.metrics.meter(job)
-        made = pieces(self.queue, job, self.text, keep_stop=bool(request.include_stop_str_in_output), skip_special=request.skip_special_tokens is not False)
+        made = pieces(self.queue, job, self.text, keep_stop=bool(request.include_stop_str_in_output), skip_special=words_only or request.skip_special_tokens is not False)
         try:
             async for piece in made:
                 meter.made(len(piece.tokens), piece.finish)
                 yield piece
+        except EngineError:
+            meter.finish = "error"
+            raise
         finally:
             await made.aclose()
             meter.end()
+
+
+async def together(parts: Sequence[Coroutine]) -> list:
+    """What all of them return; when one fails, or nobody waits any more, the others are given up."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def merged(sources: Sequence[AsyncIterator]) -> AsyncIterator:

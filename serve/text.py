@@ -24,12 +24,11 @@ class Text:
         self.signs = {token: f"{token[0]} {token[1:]}" for token in tokenizer.added_tokens_encoder}
 
     def chat(self, messages: list[Message], room: int, tools: list[dict] | None = None, **template) -> list[int]:
-        """The token ids of a conversation, cut so that `room` tokens of reply fit behind it. template: what the chat template is given beside it."""
+        """The token ids of a conversation, cut so that `room` tokens of reply fit behind it. template: what the chat template is given beside it. Raises: NoText."""
         whole = self.whole(messages, tools, **template)
         if len(whole) <= self.max_tokens - room:
             return whole
-        plain = [self._parted(chat_message(m)) for m in messages]
-        return self._ids(truncate(plain, self.max_tokens - room, lambda m: len(self._ids(m, tools, template))), tools, template)
+        return self.whole(truncate(messages, self.max_tokens - room, lambda m: len(self.whole(m, tools, **template))), tools, **template)
 
     def whole(self, messages: list[Message], tools: list[dict] | None = None, **template) -> list[int]:
         """The token ids of a conversation, however long."""
@@ -48,7 +47,7 @@ class Text:
         """Control tokens that the assistant itself wrote stay text too: they open no turn. Raises: NoText."""
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, sanitize_control_tokens=True, **{"add_generation_prompt": True, **template})["input_ids"]
-        except (TypeError, ValueError, TemplateError) as problem:
+        except (TypeError, ValueError, RecursionError, TemplateError) as problem:
             raise NoText("the chat template can make no prompt of these messages: is their text valid Unicode, and the last one what it should go on from?") from problem
 
     def ids(self, text: str, special: bool = True) -> list[int]:

@@ -231,7 +231,8 @@ def test_a_frozen_engine_is_not_called_ready(running):
     assert chat(url).status_code == 200
 
 
-def test_told_to_stop_it_ends_what_was_begun_and_takes_no_more(parrot, tmp_path):
+@pytest.mark.parametrize("tell", [os.kill, os.killpg], ids=["the server", "all its processes, as systemd does"])
+def test_told_to_stop_it_ends_what_was_begun_and_takes_no_more(parrot, tmp_path, tell):
     with process(parrot, tmp_path, guard="false") as (url, server):
         engine, answers = engine_of(server), []
         engine.suspend()         # so that no reply can be whole before it is told
@@ -239,7 +240,7 @@ def test_told_to_stop_it_ends_what_was_begun_and_takes_no_more(parrot, tmp_path)
         for thread in threads:
             thread.start()
         wait_until(lambda: httpx.get(f"{url}/ready").json()["running"] == 16)         # four choices each
-        server.send_signal(signal.SIGTERM)
+        tell(server.pid, signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
         assert chat(url).status_code == 503
         engine.resume()

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -21,6 +22,12 @@ class EngineError(RuntimeError):
 
 class Impossible(EngineError):
     """A job that no engine of this kind can do, now or later: the client's to change."""
+
+
+def where(problem: Exception) -> dict:
+    """An error for the log: its kind and its place, and none of its words, which may be a customer's."""
+    at = traceback.extract_tb(problem.__traceback__)[-1]
+    return {"error": type(problem).__name__, "at": f"{at.filename.rpartition('/')[2]}:{at.lineno}"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import multiprocessing
 import queue
 import threading
@@ -19,8 +21,10 @@ from serve.engine.worker import Settings, work
 
 PING = 2.0            # seconds between two
 FROZEN = 30.0         # seconds without a word after which a child is killed and started again
+LOADING = 900.0       # and so many while it loads the model
 WAIT = (0.5, 30.0)    # seconds before it is started again: at first, at most
 STEADY = 300.0        # seconds after which an engine that ends has not ended again, but for the first time
+log = logging.getLogger("supportloop.serve")
 
 
 class Child:
@@ -42,6 +46,7 @@ class Child:
         self.watch = asyncio.create_task(self._watch())
 
     def _spawn(self) -> None:
+        self.since = time.monotonic()
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, self.settings), daemon=True, name="supportloop-engine")
@@ -69,6 +74,8 @@ class Child:
             return          # of a child that is gone
         self.state.progressed = time.monotonic()
         kind, *rest = message
+        if kind == "failed":
+            log.error(json.dumps({"event": "engine failed", **rest[0]}))
         if kind == "ready":
             self.state.ready, self.state.why, self.state.facts, self.since = True, "", rest[0], time.monotonic()
         elif kind == "refused" and rest[0] in self.jobs:
@@ -84,6 +91,9 @@ class Child:
             return
         if self.state.ready and time.monotonic() - self.since > STEADY:
             self.restarts = 0
+        log.error(json.dumps({"event": "engine ended", "restarts": self.restarts}))
+        self.outbox.put(None)
+        pipe.close()
         self.state.ready, self.state.why = False, "the engine ended and is being started again"
         for waiting in self.jobs.values():
             waiting.put_nowait(Step(finish="error"))
@@ -101,8 +111,8 @@ class Child:
             await asyncio.sleep(PING)
             if self.state.ready:
                 self._send("ping", 0)
-                if time.monotonic() - self.state.progressed > FROZEN:
-                    self.process.kill()
+            if time.monotonic() - (self.state.progressed if self.state.ready else self.since) > (FROZEN if self.state.ready else LOADING):
+                self.process.kill()
 
     def _send(self, kind: str, what: object) -> None:
         self.outbox.put((kind, what))

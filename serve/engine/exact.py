@@ -17,6 +17,7 @@ from serve.engine import Alternatives, Job, Likely, Step
 from serve.engine.decoding import nucleus
 from serve.engine.grammar import ebnf
 
+GRAMMARS = 64_000_000  # bytes of structures that are kept ready
 PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
 
 
@@ -71,7 +72,7 @@ class Exact:
         for row in list(self.rows.values()):
             try:
                 step = self._one(row)
-            except (RuntimeError, ValueError):           # of this job's own values; the others go on
+            except Exception:            # of this job's own values; the others go on
                 step = Step(finish="error")
             if step is not None:
                 made[row.job.id] = step
@@ -117,7 +118,7 @@ class Exact:
         """What may come next of a reply that a grammar describes. Raises: ValueError where it is none."""
         if self.grammars is None:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), trust_remote_code=False)
-            self.grammars = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=self.model.config.vocab_size, stop_token_ids=self.ends))
+            self.grammars = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=self.model.config.vocab_size, stop_token_ids=self.ends), cache_limit_bytes=GRAMMARS)
         return xgrammar.GrammarMatcher(self.grammars.compile_grammar(ebnf(*grammar)))
 
     def _allowed(self, matcher: xgrammar.GrammarMatcher) -> torch.Tensor:

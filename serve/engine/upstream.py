@@ -18,6 +18,7 @@ from opentelemetry import propagate
 from serve.engine import Alternatives, EngineError, Impossible, Job, Likely, Sampling, State, Step
 
 LOOK = 2.0            # seconds between two looks at whether it is there
+SILENT = 120.0        # seconds without a word after which a reply is given up
 
 
 class Upstream:
@@ -29,7 +30,7 @@ class Upstream:
 
     async def start(self) -> None:
         """Raises: EngineError where it is not there or has no such model."""
-        self.client = aiohttp.ClientSession(headers=self.headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=5))
+        self.client = aiohttp.ClientSession(headers=self.headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=SILENT))
         try:
             found = [card["id"] for card in (await self._models(10))["data"]]
         except (aiohttp.ClientError, TimeoutError, KeyError, TypeError, ValueError) as problem:
@@ -84,7 +85,7 @@ class Upstream:
                         yield step
                         if step.finish:
                             return
-        except (aiohttp.ClientError, TimeoutError) as problem:
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
             raise EngineError(f"the upstream broke off ({type(problem).__name__})") from None
         yield Step(finish="error")          # it ended without a word
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from serve.engine import Batcher, Job, Step
+from serve.engine import Batcher, Job, Step, where
+from serve.engine.grammar import ebnf, is_plain
+
+STRUCTURES = 64       # different ones that the fast engine is given: it keeps each for ever
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Both:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(settings.threads or torch.get_num_threads())
-        self.settings, self.fast, self.exact, self.based = settings, None, None, None
+        self.settings, self.fast, self.exact, self.based, self.structures = settings, None, None, None, set()
         if settings.fast:
             from serve.engine.openvino import CONVERTED, OpenVino, convert
 
@@ -70,10 +73,15 @@ class Both:
         wants = job.sampling
         if job.adapter is not None:
             self.based.add(job)
-        elif self.fast is None or wants.logprobs is not None or wants.prompt_logprobs is not None or wants.logit_bias:
+        elif self.fast is None or wants.logprobs is not None or wants.prompt_logprobs is not None or wants.logit_bias or (wants.grammar and not self._is_for_fast(wants.grammar)):
             self._exact().add(job)
         else:
             self.fast.add(job)
+
+    def _is_for_fast(self, grammar: tuple[str, str]) -> bool:
+        if grammar not in self.structures and len(self.structures) < STRUCTURES and is_plain(ebnf(*grammar)):
+            self.structures.add(grammar)
+        return grammar in self.structures
 
     def _engines(self) -> list[Batcher]:
         return [engine for engine in (self.fast, self.exact, self.based) if engine is not None]
@@ -90,11 +98,13 @@ class Both:
 
 
 def work(pipe: Connection, settings: Settings) -> None:
-    """Until the pipe closes: ("job", Job), ("drop", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words) and ("pong", n) out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is the parent's to answer
+    """Until the pipe closes: ("job", Job), ("drop", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words), ("failed", where) and ("pong", n) out."""
+    for number in (signal.SIGINT, signal.SIGTERM):          # the parent's to answer: what was begun is made to its end
+        signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     engine = Both(settings)
     pipe.send(("ready", {"engine": "openvino" if settings.fast else "transformers"}))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)            # from here on libraries may speak of what customers wrote
     try:
         while os.getppid() == parent:
             while pipe.poll(0 if engine.busy() else 1.0):
@@ -104,6 +114,9 @@ def work(pipe: Connection, settings: Settings) -> None:
                         engine.add(what)
                     except ValueError as error:
                         pipe.send(("refused", what.id, str(error)))
+                    except Exception as error:              # of this job's own values; the others go on
+                        pipe.send(("failed", where(error)))
+                        pipe.send(("steps", {what.id: Step(finish="error")}))
                 elif kind == "drop":
                     engine.cancel(what)
                 elif kind == "ping":
@@ -112,3 +125,5 @@ def work(pipe: Connection, settings: Settings) -> None:
                 pipe.send(("steps", made))
     except (EOFError, BrokenPipeError, OSError):
         return          # the parent has gone
+    except Exception as error:
+        pipe.send(("failed", where(error)))                 # and this process with it: the parent starts another
