@@ -147,6 +147,20 @@ def test_a_prompt_that_was_given_up_half_read_is_read_to_its_end_and_spoils_nobo
     assert not engine.unwanted
 
 
+def test_the_exact_engine_takes_turns_so_that_the_fast_one_waits_for_one_token_and_not_for_all(parrot, prompts, both, monkeypatch):
+    alone = said(both["openvino"], [Job(str(i), prompt, Sampling(max_tokens=5)) for i, prompt in enumerate(prompts[:3])])
+    monkeypatch.setattr("serve.engine.exact.TURN", 0.0)
+    engine, order, made = Exact(parrot), [], {}
+    for i, prompt in enumerate(prompts[:3]):
+        engine.add(Job(str(i), prompt, Sampling(max_tokens=5)))
+    while engine.busy():
+        [(name, step)] = engine.step().items()
+        order.append(name)
+        made[name] = (*made.get(name, ()), *step.tokens)
+    assert order[:6] == ["0", "1", "2"] * 2
+    assert made == {name: tuple(tokens) for name, (tokens, _) in alone.items()}
+
+
 def test_ranks_are_those_of_the_whole_vocabulary():
     logits = torch.tensor([2.0, 1.0, -1.0, 0.0])
     assert [(token, likely.rank) for token, likely in alternatives(logits, 2, 1).items()] == [(2, 4), (0, 1)]

@@ -92,12 +92,13 @@ Alternatives = dict[int, Likely]          # by token id: the one that was drawn 
 @dataclass(frozen=True)
 class Step:
     """What a job has made since the last one. finish: "stop", "length" or "error", in the last step. A token that ended it is among `tokens`.
-    logprobs: one for each token, where they were asked for; prompt_logprobs: in the first step, one for each token of the prompt, None for the first."""
+    logprobs: one for each token, where they were asked for; prompt_logprobs: in the first step, one for each token of the prompt, None for the first. failed: of an error, for the log."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[Alternatives, ...] = ()
     finish: str | None = None
     prompt_logprobs: tuple[Alternatives | None, ...] | None = None
+    failed: dict | None = None
 
 
 @dataclass

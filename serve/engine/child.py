@@ -82,6 +82,8 @@ class Child:
             self.jobs[rest[0]].put_nowait(Impossible(rest[1]))
         elif kind == "steps":
             for job_id, step in rest[0].items():
+                if step.failed:
+                    log.error(json.dumps({"event": "job failed", **step.failed}))
                 if job_id in self.jobs:
                     self.jobs[job_id].put_nowait(step)
 

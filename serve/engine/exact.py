@@ -6,6 +6,7 @@ the fast engine are held to these.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import torch
 import xgrammar
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from serve.engine import Alternatives, Job, Likely, Step
+from serve.engine import Alternatives, Job, Likely, Step, where
 from serve.engine.decoding import nucleus
 from serve.engine.grammar import ebnf
 
 GRAMMARS = 64_000_000  # bytes of structures that are kept ready
+TURN = 0.02           # seconds of a step: the fast engine's jobs wait meanwhile
 PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
 
 
@@ -68,12 +70,16 @@ class Exact:
 
     @torch.inference_mode()
     def step(self) -> dict[str, Step]:
-        made = {}
-        for row in list(self.rows.values()):
+        """A token of each job in turn, as many jobs as TURN has room for, and of one at least; the others are first the next time."""
+        made, until = {}, time.perf_counter() + TURN
+        for place, row in enumerate(list(self.rows.values())):
+            if place and time.perf_counter() > until:
+                break
+            self.rows[row.job.id] = self.rows.pop(row.job.id)          # the last in the line now
             try:
                 step = self._one(row)
-            except Exception:            # of this job's own values; the others go on
-                step = Step(finish="error")
+            except Exception as error:           # of this job's own values; the others go on
+                step = Step(finish="error", failed=where(error))
             if step is not None:
                 made[row.job.id] = step
                 if step.finish:

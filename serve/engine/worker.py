@@ -115,8 +115,7 @@ def work(pipe: Connection, settings: Settings) -> None:
                     except ValueError as error:
                         pipe.send(("refused", what.id, str(error)))
                     except Exception as error:              # of this job's own values; the others go on
-                        pipe.send(("failed", where(error)))
-                        pipe.send(("steps", {what.id: Step(finish="error")}))
+                        pipe.send(("steps", {what.id: Step(finish="error", failed=where(error))}))
                 elif kind == "drop":
                     engine.cancel(what)
                 elif kind == "ping":
