@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,12 @@ def main(arguments: list[str]) -> int:
         return refuse(f"engine={config.engine} is none of auto, openvino, transformers and an address such as http://127.0.0.1:8001/v1")
     if config.engine == "openvino" and not find_spec("openvino_genai"):
         return refuse("engine=openvino needs it installed: pip install openvino-genai, or engine=transformers")
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))           # before the model is loaded, and before anybody may wait
+    except OSError as problem:
+        return refuse(f"host={config.host} port={config.port} cannot be listened on ({problem.strerror}): give another port")
     import uvloop
 
     from serve.app import create_app
@@ -67,7 +74,7 @@ def main(arguments: list[str]) -> int:
         app, end = traced(app, config.traces)
     log_to_stderr()
     try:
-        return uvloop.run(serve(app, service.queue, door, config))
+        return uvloop.run(serve(app, service.queue, door, listener, config))
     except EngineError as problem:
         return refuse(str(problem))
     finally:
@@ -105,7 +112,7 @@ def service_of(config, policy: dict | None):
                    f"supportloop-{hash_file(weights[0])[:8]}" if weights else "supportloop", policy, tuple(config.adapters), defaults, engine.model if isinstance(engine, Upstream) else Path(config.base).name if config.base else None)
 
 
-async def serve(app, queue, door, config) -> int:
+async def serve(app, queue, door, listener, config) -> int:
     """Until it is told to stop: /ready says no at once, new work gets a 503, what was begun ends within `drain` seconds."""
     import uvicorn
 
@@ -121,7 +128,7 @@ async def serve(app, queue, door, config) -> int:
 
         async def drain(self) -> None:
             until = asyncio.get_running_loop().time() + config.drain
-            while queue.running + queue.waiting and asyncio.get_running_loop().time() < until:
+            while door.inside and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(0.05)
             self.should_exit = True
 
@@ -130,7 +137,7 @@ async def serve(app, queue, door, config) -> int:
     server = Server(uvicorn.Config(app, host=config.host, port=config.port, log_level="warning", lifespan="off", timeout_graceful_shutdown=5, access_log=False))
     try:
         with only_our_lines():
-            await server.serve()
+            await server.serve(sockets=[listener])
     finally:
         await queue.close()
     return 0

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -59,10 +60,13 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
     async def invalid(request: Request, problem: RequestValidationError) -> JSONResponse:
         """What is wrong and where, and nothing of what was sent."""
         problems = problem.errors()
-        place = ".".join(str(part) for part in problems[0]["loc"])
+        def place_of(problem: dict) -> str:
+            return ".".join(str(part) if isinstance(part, int) or re.fullmatch("[a-zA-Z_]{1,40}", part) else "…" for part in problem["loc"])
+
+        place = place_of(problems[0])
         if problems[0]["type"] == "model_attributes_type" and "application/json" not in request.headers.get("content-type", ""):
             return answer("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request", 400)
-        told = "".join(f"\n  {{'type': '{one['type']}', 'loc': '{'.'.join(map(str, one['loc']))}', 'msg': '{one['msg']}'}}" for one in problems[:5])
+        told = "".join(f"\n  {{'type': '{one['type']}', 'loc': '{place_of(one)}', 'msg': '{one['msg']}'}}" for one in problems[:5])
         return answer(f"{len(problems)} validation error{'s' if len(problems) > 1 else ''}:{told}", "Bad Request", 400, place)
 
     @app.exception_handler(Refused)
@@ -141,8 +145,7 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
 
     async def prepared(prepare, body, identity: str, request: Request):
         """What is long, or has a structure to be read, in a thread, so that others are served meanwhile."""
-        is_short = int(request.headers.get("content-length") or LONG + 1) <= LONG and body.structured_outputs is None and body.response_format is None
-        return prepare(service, body, identity) if is_short else await asyncio.to_thread(prepare, service, body, identity)
+        return prepare(service, body, identity) if is_short(request) and body.structured_outputs is None and body.response_format is None else await asyncio.to_thread(prepare, service, body, identity)
 
     async def made(asked, stream: bool | None, request: Request) -> Response:
         if stream:
@@ -150,12 +153,18 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
         return JSONResponse(await unless_gone(request, asked.response()))
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> dict:
+    async def tokenize(body: TokenizeRequest, request: Request) -> dict:
         service.model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refused("give either prompt or messages")
         text = service.text
-        ids = text.ids(body.prompt, body.add_special_tokens is not False) if body.prompt is not None else text.whole([m.plain() for m in body.messages], [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None, add_generation_prompt=body.add_generation_prompt is not False)
+
+        def read() -> list[int]:
+            if body.prompt is not None:
+                return text.ids(body.prompt, body.add_special_tokens is not False)
+            return text.whole([m.plain() for m in body.messages], [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None, add_generation_prompt=body.add_generation_prompt is not False)
+
+        ids = read() if is_short(request) else await asyncio.to_thread(read)
         return {"count": len(ids), "max_model_len": text.max_tokens, "tokens": ids, "token_strs": text.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None}
 
     @app.post("/detokenize")
@@ -166,6 +175,10 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
         return {"prompt": service.text.of(body.tokens)}
 
     return app
+
+
+def is_short(request: Request) -> bool:
+    return int(request.headers.get("content-length") or LONG + 1) <= LONG
 
 
 async def lines(events: AsyncIterator[dict]) -> AsyncIterator[str]:

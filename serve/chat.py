@@ -20,7 +20,7 @@ from serve.replies import Piece, Release
 from serve.service import Service, merged, together
 
 LONG = 8192           # characters of a conversation which the guard reads in no time
-SEEN = 65536          # characters that the guard looks at, the newest, whatever the model holds
+SEEN = 65536          # characters before what the customer wrote last that the guard looks at, whatever the model holds
 RESERVED = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)          # what no client sets in the template's name
 
 
@@ -63,7 +63,7 @@ class Chat:
         """One choice as it may go out, up to the one with a `finish`. With a guard its tokens go out with the last, where all that they say has gone out."""
         policy, held = self.service.policy, Out(index)
         guard = (lambda reply: guarded(self.messages, reply, policy)) if policy else None
-        release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard, self.begun)
+        release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard, self.begun if policy else "", self.request.parallel_tool_calls is False)
         out = Out(index)
         made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, self.prompt, self.sampling, index, words_only=bool(policy))
         try:
@@ -83,11 +83,10 @@ class Chat:
             await made.aclose()
         rest, out.calls = await self._at_leisure(release.end)
         out.content += rest
-        if self.request.parallel_tool_calls is False:
-            out.calls = out.calls[:1]
         if policy and not release.is_changed:
-            out.tokens, out.logprobs = held.tokens, held.logprobs
-        if release.is_changed:
+            kept = self.service.text.within(held.tokens, len(release.text))         # a stop string may have cut within a token
+            out.tokens, out.logprobs = held.tokens[:kept], held.logprobs[:kept]
+        if release.replaced is not None:
             out.stop_reason, out.finish = None, "stop"
         if out.calls:
             out.finish = "stop" if self.is_named and release.replaced is None else "tool_calls"
@@ -148,14 +147,15 @@ class Chat:
 def seen(messages: list[Message], goes_on: bool) -> tuple[list[Message], str]:
     """(the conversation that the guard looks at, what the client has begun of the reply). Whatever a client puts last in the assistant's name is a part of what it says next: two halves of a promise are one."""
     system, rest = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
-    begun: list[str] = []
-    while rest and rest[-1]["role"] == "assistant" and not rest[-1].get("tool_calls"):
-        *rest, last = rest
-        begun.insert(0, last["content"])
-    total, first = 0, len(rest)
-    while first and (total := total + len(rest[first - 1]["content"])) <= SEEN:
+    first = len(rest)
+    while first and rest[first - 1]["role"] == "assistant":
         first -= 1
-    return system + rest[first:], "\n".join(begun) + ("" if goes_on or not begun else "\n")
+    begun = [message["content"] for message in rest[first:] if message["content"]]
+    rest = rest[:first] + [{**message, "content": ""} for message in rest[first:] if message.get("tool_calls")]
+    oldest, left = max((place for place, message in enumerate(rest) if message["role"] == "assistant" and message["content"]), default=-1) + 1, SEEN
+    while oldest and (left := left - len(rest[oldest - 1]["content"])) >= 0:
+        oldest -= 1
+    return system + rest[oldest:], "\n".join(begun) + ("" if goes_on or not begun else "\n")
 
 
 def extras(request: ChatRequest) -> dict:
@@ -175,6 +175,8 @@ def chat(service: Service, request: ChatRequest, identity: str) -> Chat:
         raise Refused("Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with untrusted chat template.")
     if request.top_logprobs and not request.logprobs:
         raise Refused("when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)", "top_logprobs")
+    if service.policy and (request.top_logprobs or request.prompt_logprobs):
+        raise Refused("what else the model might have said is not told where a guard stands before it: 0 of `top_logprobs` and `prompt_logprobs`", "top_logprobs" if request.top_logprobs else "prompt_logprobs")
     if request.tool_choice not in (None, "none") and not request.tools:
         raise Refused("When using `tool_choice`, `tools` must be set.", "tool_choice")
     if request.continue_final_message and "add_generation_prompt" in request.model_fields_set and request.add_generation_prompt:

@@ -29,6 +29,7 @@ class Door:
     per_minute: int = 0
     open_routes: tuple[str, ...] = OPEN
     draining: bool = False
+    inside: int = 0                    # requests that are being answered
     rate: Rate = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +104,7 @@ class _Behind:
             await named({"type": "http.response.start", "status": code, "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), *((k.encode(), v.encode()) for k, v in more.items())]})
             await named({"type": "http.response.body", "body": content})
 
+        self.door.inside += 1
         try:
             if (stopped := self.door.stopped(scope)) is not None:
                 await answer(*stopped)
@@ -117,6 +119,7 @@ class _Behind:
             if status == 0:
                 await answer(500, error("the server failed; its log has the kind of error under this request's id", "InternalServerError", 500), {})
         finally:
+            self.door.inside -= 1
             if scope["path"] not in self.door.open_routes:
                 log.info(json.dumps({"event": "request", "id": identity, "method": scope["method"], "path": scope["path"][:80], "status": status, "ms": round(1000 * (time.monotonic() - began), 1), "key": scope["state"].get("key")}))
 

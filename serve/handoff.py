@@ -31,6 +31,8 @@ ALIKE = 90            # rapidfuzz ratio from which two replies are the same one
 P_PERSON = 0.3        # probability from which a person takes over: rather once too often than once too seldom
 AI = 0.5              # probability of a question whether this is a person from which it is answered
 SENTENCE = 0.8        # and by one sentence of several
+FIRST, LAST = 100, 200          # sentences of a turn that are read one by one: what is longer was pasted
+VALUE = 80            # characters of a value in the system message, at most
 ASKED = 2000          # characters of what the customer wrote that a summary holds, the newest
 ENOUGH = 20           # letters in which a turn says by itself what language it is in
 MOST_CALLS = 6        # tool calls in a row that a customer waits through
@@ -132,7 +134,8 @@ def why(messages: list[Message], reply: Message, policy: dict, language) -> str 
 
 def concern_of(said: str, language, policy: dict) -> str | None:
     """"human" or the topic for which a person must take over, by the turn as a whole, or by one sentence of it that is sure enough: what else is said must not hide it."""
-    parts = [(said, policy["p_person"]), *((sentence, SENTENCE) for sentence in _sentence.split(said))]
+    sentences = _sentence.split(said)
+    parts = [(said, policy["p_person"]), *((sentence, SENTENCE) for sentence in [*sentences[:FIRST], *sentences[FIRST:][-LAST:]])]
     sure = [found for part, least in parts if part.strip() and p_person(found := needs_person(part, language)) >= least]
     names = ("human", *policy["topics"])
     return max(names, key=lambda name: max(probable.get(name, 0.0) for probable in sure)) if sure else None
@@ -210,8 +213,7 @@ def known_facts(messages: list[Message], policy: dict, arguments: dict) -> dict[
 def _told_facts(messages: list[Message], policy: dict) -> Iterator[tuple[str, object, dict]]:
     """(path, value, arguments of the call that told it) of everything that the system message and tools say."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
-    if found := _system_pattern(policy["system"]).search(" ".join(system.split())):
-        yield from ((path.replace("__", "."), int(value) if value.isdecimal() else value, {}) for path, value in found.groupdict().items())
+    yield from ((path, value, {}) for path, value in _system_facts(policy["system"], system))
     for name, asked, result in calls(messages):
         if succeeded(result):
             yield from ((path, result[key], asked) for key, path in policy["tells"].get(name, {}).items() if key in result)
@@ -234,11 +236,17 @@ def untrue(messages: list[Message], text: str, policy: dict) -> list[str]:
     return [path for path, number in claimed(text, policy["claims"]) if path not in unread and amount(number) not in told.get(path, set())]
 
 
+@functools.lru_cache(maxsize=64)
+def _system_facts(template: str, system: str) -> list[tuple[str, object]]:
+    found = _system_pattern(template).search(" ".join(system.split()))
+    return [(path.replace("__", "."), int(value) if value.isdecimal() else value) for path, value in found.groupdict().items()] if found else []
+
+
 @functools.cache
 def _system_pattern(template: str) -> re.Pattern:
     """The system message's template as an expression that finds the values: <policy.return_days> is a group."""
     parts = re.split(r"<([a-z_]+(?:\.[a-z_]+)?)>", " ".join(template.split()))
-    made = [re.escape(text) if place % 2 == 0 else f"(?P<{text.replace('.', '__')}>.+?)" if "." in text and text not in parts[1:place:2] else ".+?" for place, text in enumerate(parts)]
+    made = [re.escape(text) if place % 2 == 0 else f"(?P<{text.replace('.', '__')}>.{{1,{VALUE}}}?)" if "." in text and text not in parts[1:place:2] else f".{{1,{VALUE}}}?" for place, text in enumerate(parts)]
     return re.compile("".join(made) + ("" if parts[-1] else r"$"))
 
 

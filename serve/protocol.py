@@ -16,7 +16,7 @@ from serve.engine import Alternatives, Sampling
 from serve.engine.grammar import ebnf
 from serve.text import Text
 
-STOPS, LOGPROBS, CHOICES, PROMPTS = 4, 20, 16, 1024           # at most, of one request
+STOPS, LOGPROBS, CHOICES, PROMPTS, BIASES = 4, 20, 16, 1024, 1024           # at most, of one request
 DROPPED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend")
 GREEDY, COLDEST, HOTTEST = 1e-5, 1e-2, 100.0           # temperatures: greedy below the first, and no nearer to 0 nor higher than the others
 LEAST = 1e-6                           # of top_p: the likeliest token alone
@@ -204,13 +204,15 @@ class Drawn(BaseModel):
                         repetition_penalty=repetition, min_tokens=value("min_tokens", 0), ignore_eos=bool(self.ignore_eos), stop_token_ids=tuple(ids), logit_bias=self._bias(vocabulary), logprobs=logprobs, prompt_logprobs=self.prompt_logprobs, grammar=grammar)
 
     def _bias(self, vocabulary: int) -> tuple[tuple[int, float], ...]:
-        made = []
+        made: dict[int, float] = {}
+        if len(self.logit_bias or {}) > BIASES:
+            raise Refused(f"logit_bias: at most {BIASES} tokens, got {len(self.logit_bias)}", "logit_bias")
         for token, bias in (self.logit_bias or {}).items():
             number = token.lstrip("0")
             if not (token.isascii() and token.isdecimal()) or len(number) > 12 or int(token[-12:]) >= vocabulary:
                 raise Refused(f"token_id {token[:20]} in logit_bias contains out-of-vocab token id. Vocabulary size: {vocabulary}", "logit_bias")
-            made.append((int(token[-12:]), max(-100.0, min(100.0, bias))))
-        return tuple(made)
+            made[int(token[-12:])] = max(-100.0, min(100.0, bias))
+        return tuple(made.items())
 
     def grammar(self) -> tuple[str, str] | None:
         """What the reply must be like. Raises: Refused where nothing, or more than one thing, is said."""

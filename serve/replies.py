@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from data_prep.conversation import Message
 from data_prep.hermes import OPEN, parse_reply
 from serve.engine import Alternatives, EngineError, Job, TokenEngine
-from serve.handoff import Guarded
+from serve.handoff import TRANSFER, Guarded
 from serve.text import Reader, Text
 
 _sentence_end = re.compile(r"[.!?。！？؟…][\"')\]»”’]*\s+|[。！？]|\n")
@@ -62,16 +62,17 @@ def releasable(text: str) -> str:
 
 
 class Release:
-    """What of a reply goes out, and when. with_tools: the client knows tools, so calls are parsed; else they stay text, as in vLLM. begun: what of the reply the client has written itself.
+    """What of a reply goes out, and when. with_tools: the client knows tools, so calls are parsed; else they stay text, as in vLLM. one_call: of several only one is kept.
+    begun: what of the reply the client has written itself, which the guard reads before the rest.
 
-    With a guard a sentence goes out when the guard has let the reply up to there pass, and the rest when it has seen it all. Where it stops something, what
-    it says instead follows what has gone out already; `is_changed` then, and where it completes a handoff. What a call tells a tool is no word to a customer: of it
-    the guard looks at what would be done.
+    With a guard a sentence goes out when the guard has let the reply up to there pass, and the rest when it has seen it all. Where it stops something, what it says instead
+    (`replaced`) follows what has gone out already. `is_changed` where the client does not get just what the model made. What a call tells a tool is no word to a customer: of it the guard
+    looks at what would be done.
     """
 
-    def __init__(self, with_tools: bool, guard: Callable[[Message], Guarded] | None, begun: str = ""):
-        self.with_tools, self.guard = with_tools, guard
-        self.text, self.sent, self.replaced, self.is_changed = begun, len(begun), None, False
+    def __init__(self, with_tools: bool, guard: Callable[[Message], Guarded] | None, begun: str = "", one_call: bool = False):
+        self.with_tools, self.guard, self.begun, self.one_call = with_tools, guard, begun, one_call
+        self.text, self.sent, self.replaced, self.is_changed, self.hands_over = "", 0, None, False, False
 
     def feed(self, new: str) -> str:
         """What may go out now that this much more is known; empty once `replaced` is set, and then nothing more need be made."""
@@ -83,11 +84,17 @@ class Release:
             return self._out(len(free.rstrip()))
         if (end := max((m.end() for m in _sentence_end.finditer(free)), default=0)) <= self.sent:
             return ""
-        seen = self.guard({"role": "assistant", "content": free[:end].strip()})
-        if seen.reason:
-            self.replaced = seen.reply
-            return ""
-        return self._out(len(free[:end].rstrip()))
+        self._judge(free[:end])
+        return "" if self.replaced else self._out(len(free[:end].rstrip()))
+
+    def _judge(self, text: str, **calls) -> Message:
+        """The reply that the guard lets pass, with what the client has begun."""
+        given = {"role": "assistant", "content": (self.begun + text).strip(), **calls}
+        reply, reason = self.guard(given)
+        if reason:
+            self.replaced, self.is_changed = reply, True
+        self.hands_over = self.hands_over or (not reason and reply != given)
+        return reply
 
     def _out(self, end: int) -> str:
         start, self.sent = self.sent, max(self.sent, end)
@@ -95,21 +102,32 @@ class Release:
 
     def end(self) -> tuple[str, list[dict]]:
         """(the rest of the words, the tool calls) of the whole reply, or of what stands in its place."""
-        reply = whole = parse_reply(self.text)
+        whole = parse_reply(self.text)
+        if self.guard and OPEN in self.text and not whole.get("tool_calls"):           # a call that was cut off or cannot be read is nothing to say to a customer
+            self.text, self.is_changed = self.text[:self.text.index(OPEN)].rstrip(), True
+            whole = parse_reply(self.text)
+        if self.with_tools and self.one_call and len(whole.get("tool_calls") or []) > 1:
+            whole, self.is_changed = {**whole, "tool_calls": sorted(whole["tool_calls"], key=lambda call: call["function"]["name"] != TRANSFER)[:1]}, True           # a handoff rather than anything else
         if self.guard and self.replaced is None:
-            if OPEN in self.text and not whole.get("tool_calls"):           # a call that was cut off or cannot be read is nothing to say to a customer
-                self.text, self.is_changed = self.text[:self.text.index(OPEN)].rstrip(), True
-                reply = whole = parse_reply(self.text)
-            reply, reason = self.guard(whole)
-            if not reason and whole.get("tool_calls") and not self.with_tools and reply == whole:           # it goes out as text
-                reply, reason = self.guard({"role": "assistant", "content": self.text})
-            self.replaced, self.is_changed = (reply if reason else None), self.is_changed or reply != whole
+            whole = self._let_pass(whole)
         if self.replaced is not None:
-            self.is_changed = True
-            return (" " if self.sent else "") + self.replaced["content"], self.replaced.get("tool_calls") or []
-        if reply.get("tool_calls") and (self.with_tools or self.is_changed):         # a handoff that the guard has completed is seen by every client
-            return self._after(reply["content"]), reply["tool_calls"]
+            follows = self.sent or (self.begun and not self.begun.endswith("\n"))
+            return (" " if follows else "") + self.replaced["content"], self.replaced.get("tool_calls") or []
+        if whole.get("tool_calls") and (self.with_tools or self.hands_over):         # a handoff that the guard has completed is seen by every client
+            return self._after(whole["content"]), whole["tool_calls"]
         return self._out(len(self.text)), []
+
+    def _let_pass(self, whole: Message) -> Message:
+        """The whole reply as it goes out, unless the guard replaces it."""
+        calls = {"tool_calls": whole["tool_calls"]} if whole.get("tool_calls") else {}
+        before = self.text[:len(self.text) - len(self.text.lstrip())]
+        reply = self._judge(before + whole["content"], **calls)
+        if self.hands_over:
+            self.is_changed = True
+            return {**reply, "content": whole["content"] or ("" if self.begun.strip() else reply["content"])}
+        if calls and not self.with_tools and self.replaced is None:          # it goes out as text
+            self._judge(self.text)
+        return whole
 
     def _after(self, content: str) -> str:
         """What of a reply's words has not gone out yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from jinja2 import TemplateError
@@ -56,6 +57,10 @@ class Text:
             return self.tokenizer(text, add_special_tokens=special)["input_ids"]
         except (TypeError, UnicodeError) as problem:
             raise NoText("the text is not valid Unicode") from problem
+
+    def within(self, ids: list[int], length: int) -> int:
+        """How many of the ids say no more than so many characters, special tokens aside."""
+        return bisect_right(range(1, len(ids) + 1), length, key=lambda count: len(self.of(ids[:count], True)))
 
     def of(self, ids: Sequence[int], skip_special: bool = False) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ import httpx
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -148,23 +151,45 @@ def test_a_prompt_that_was_given_up_half_read_is_read_to_its_end_and_spoils_nobo
 
 
 def test_the_exact_engine_takes_turns_so_that_the_fast_one_waits_for_one_token_and_not_for_all(parrot, prompts, both, monkeypatch):
-    alone = said(both["openvino"], [Job(str(i), prompt, Sampling(max_tokens=5)) for i, prompt in enumerate(prompts[:3])])
+    alone = said(both["openvino"], [Job("0", prompts[0], Sampling(max_tokens=5))])["0"][0]
     monkeypatch.setattr("serve.engine.exact.TURN", 0.0)
     engine, order, made = Exact(parrot), [], {}
-    for i, prompt in enumerate(prompts[:3]):
-        engine.add(Job(str(i), prompt, Sampling(max_tokens=5)))
+    for name in ("a", "b", "c"):
+        engine.add(Job(name, prompts[0], Sampling(max_tokens=5)))
     while engine.busy():
-        [(name, step)] = engine.step().items()
-        order.append(name)
-        made[name] = (*made.get(name, ()), *step.tokens)
-    assert order[:6] == ["0", "1", "2"] * 2
-    assert made == {name: tuple(tokens) for name, (tokens, _) in alone.items()}
+        step = engine.step()
+        assert len(step) <= 1, "one job at a time"
+        order += step
+        for name, one in step.items():
+            made[name] = [*made.get(name, []), *one.tokens]
+    assert {*order[-6:-3]} == {*order[-3:]} == {"a", "b", "c"}
+    assert made == dict.fromkeys("abc", alone)
+
+
+@given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(0, 6), st.data())
+def test_alternatives_of_many_are_those_of_each(rows, count, data):
+    tokens = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
+    logits = torch.tensor(rows, dtype=torch.float32)
+    for line, token, found in zip(logits.log_softmax(1), tokens, alternatives(logits, tokens, count), strict=True):
+        assert next(iter(found)) == token
+        assert len(found) in (count, count + 1)
+        for each, likely in found.items():
+            assert likely == Likely(float(line[each]), 1 + int((line > line[each]).sum()))
+        assert sorted((float(line[i]) for i in found if i != token), reverse=True)[:count] == sorted((float(v) for i, v in enumerate(line) if i != token), reverse=True)[:max(0, len(found) - 1)]
+
+
+def test_a_port_that_is_taken_is_one_line(parrot, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main([f"model={parrot}", f"port={taken.getsockname()[1]}"]) == 1
+    assert "cannot be listened on" in capsys.readouterr().err
 
 
 def test_ranks_are_those_of_the_whole_vocabulary():
     logits = torch.tensor([2.0, 1.0, -1.0, 0.0])
-    assert [(token, likely.rank) for token, likely in alternatives(logits, 2, 1).items()] == [(2, 4), (0, 1)]
-    assert alternatives(logits, 0, 0)[0] == Likely(float(logits.log_softmax(-1)[0]), 1)
+    assert [(token, likely.rank) for token, likely in alternatives(logits[None], [2], 1)[0].items()] == [(2, 4), (0, 1)]
+    assert alternatives(logits[None], [0], 0)[0][0] == Likely(float(logits.log_softmax(-1)[0]), 1)
 
 
 def test_log_probabilities_are_the_models(parrot, prompts):
@@ -192,7 +217,7 @@ def test_penalties_bias_and_narrowing_are_by_the_book():
     assert (narrowed(logits, Sampling(top_p=0.5)) > 0).tolist() == [True, False, False, False]
     assert (narrowed(logits, Sampling(min_p=0.2)) > 0).tolist() == [True, True, False, False]
     assert float(narrowed(logits, Sampling(top_p=0.9, min_p=0.01)).sum()) == pytest.approx(1)
-    assert list(alternatives(logits, 2, 1)) == [2, 0]
+    assert list(alternatives(logits[None], [2], 1)[0]) == [2, 0]
     assert either(["a.b", "c"]) == r"a\.b|c"
 
 

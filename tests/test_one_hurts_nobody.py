@@ -132,6 +132,14 @@ def test_a_long_conversation_and_a_long_number_keep_nobody_waiting(pack):
         assert worst < 1.5
 
 
+def test_a_system_message_is_read_in_no_time_however_it_is_written(pack):
+    policy, reply = policy_of(pack), {"role": "assistant", "content": "The fee is 9 euro."}
+    for system in ("Support of Brindle Pay for 1" * 40 + ". Returns: 1" * 40 + " days. Extension: 1" * 40 + " days, once. Late fee: 1" * 40, "Returns: " + "9" * 4400 + " days. Late fee: 9 euro."):
+        began = time.perf_counter()
+        guarded([{"role": "system", "content": system}, USER], reply, policy)
+        assert time.perf_counter() - began < 1
+
+
 def nested(depth: int) -> str:
     return '{"type":"object","properties":{"a":' * depth + '{"type":"string"}' + "}}" * depth
 
@@ -166,7 +174,7 @@ def ask(url: str, headers: dict | None = None, **more) -> httpx.Response:
     ({"structured_outputs": {"regex": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"}}, 200),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"zip": {"type": "string", "pattern": "^[0-9]{5}$"}}, "required": ["zip"]}}}], "tool_choice": "required"}, 200),
     ({"top_k": 10 ** 30, "temperature": 1}, 200), ({"top_k": 2 ** 64, "temperature": 1, "logprobs": True}, 200), ({"top_p": 1e-300, "min_p": 1, "logprobs": True, "temperature": 1}, 200),
-    ({"logit_bias": {"0" * 21 + "999999": 1}}, 400), ({"logit_bias": {"0" * 5000 + "7": 1}}, 200), ({"logit_bias": {"9" * 5000: 1}}, 400)])
+    ({"logit_bias": {str(number): 1 for number in range(400)}}, 200), ({"logit_bias": {"0" * number + "7": 1 for number in range(1100)}}, 400), ({"logit_bias": {"0" * 21 + "999999": 1}}, 400), ({"logit_bias": {"0" * 5000 + "7": 1}}, 200), ({"logit_bias": {"9" * 5000: 1}}, 400)])
 def test_no_request_ends_the_engine(running, more, status):
     url, server = running
     before, began = engine_of(server).pid, time.perf_counter()

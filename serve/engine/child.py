@@ -21,7 +21,7 @@ from serve.engine.worker import Settings, work
 
 PING = 2.0            # seconds between two
 FROZEN = 30.0         # seconds without a word after which a child is killed and started again
-LOADING = 900.0       # and so many while it loads the model
+LOADING = 900.0       # and so many while it loads a model
 WAIT = (0.5, 30.0)    # seconds before it is started again: at first, at most
 STEADY = 300.0        # seconds after which an engine that ends has not ended again, but for the first time
 log = logging.getLogger("supportloop.serve")
@@ -46,7 +46,7 @@ class Child:
         self.watch = asyncio.create_task(self._watch())
 
     def _spawn(self) -> None:
-        self.since = time.monotonic()
+        self.since, self.patience = time.monotonic(), LOADING
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, self.settings), daemon=True, name="supportloop-engine")
@@ -74,6 +74,7 @@ class Child:
             return          # of a child that is gone
         self.state.progressed = time.monotonic()
         kind, *rest = message
+        self.patience = LOADING if kind == "loading" else FROZEN
         if kind == "failed":
             log.error(json.dumps({"event": "engine failed", **rest[0]}))
         if kind == "ready":
@@ -113,7 +114,7 @@ class Child:
             await asyncio.sleep(PING)
             if self.state.ready:
                 self._send("ping", 0)
-            if time.monotonic() - (self.state.progressed if self.state.ready else self.since) > (FROZEN if self.state.ready else LOADING):
+            if time.monotonic() - max(self.since, self.state.progressed) > self.patience:
                 self.process.kill()
 
     def _send(self, kind: str, what: object) -> None:

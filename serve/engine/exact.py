@@ -20,7 +20,7 @@ from serve.engine.grammar import ebnf
 
 GRAMMARS = 64_000_000  # bytes of structures that are kept ready
 TURN = 0.02           # seconds of a step: the fast engine's jobs wait meanwhile
-PIECE = 512           # tokens of a prompt that are read at once, so that nobody waits long for somebody's long prompt
+PIECE, WAIT = 512, 0.5           # tokens of a prompt that are read at once, and seconds: so that nobody waits long for somebody's long prompt
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Exact:
     def __init__(self, folder: str | Path, adapters: dict[str, str] | None = None):
         self.model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True, dtype=torch.float32).eval()
         self.ends = ends_of(self.model.generation_config)
-        self.folder, self.rows, self.grammars = folder, {}, None
+        self.folder, self.rows, self.grammars, self.piece = folder, {}, None, 16
         if adapters:
             from peft import PeftModel  # optional: only adapters need it
 
@@ -88,11 +88,14 @@ class Exact:
 
     def _one(self, row: Row) -> Step | None:
         sampling, first = row.job.sampling, not row.said
-        piece, row.left = row.left[:PIECE], row.left[PIECE:]
+        began, size = time.perf_counter(), self.piece
+        piece, row.left = row.left[:size], row.left[size:]
         logits = self._forward(row, piece)
         if first and sampling.prompt_logprobs is not None:
             ahead = [*piece[1:], *row.left[:1]]
-            row.read += [alternatives(line, token, sampling.prompt_logprobs) for line, token in zip(logits, ahead, strict=False)]
+            row.read += alternatives(logits[:len(ahead)], ahead, sampling.prompt_logprobs)
+        if len(piece) == size:          # as many as a model of this size reads in so long
+            self.piece = min(PIECE, 2 * size, max(1, int(size * WAIT / (time.perf_counter() - began))))
         if row.left:
             return None
         raw, token = logits[-1], self._draw(row, logits[-1])
@@ -102,7 +105,7 @@ class Exact:
         if row.matcher is not None:
             row.matcher.accept_token(token)
         finish = "stop" if is_end else "length" if len(row.said) >= sampling.max_tokens else None
-        return Step((token,), (alternatives(raw, token, sampling.logprobs),) if sampling.logprobs is not None else (), finish, tuple(row.read) if first and sampling.prompt_logprobs is not None else None)
+        return Step((token,), tuple(alternatives(raw[None], [token], sampling.logprobs)) if sampling.logprobs is not None else (), finish, tuple(row.read) if first and sampling.prompt_logprobs is not None else None)
 
     def _forward(self, row: Row, ids: list[int]) -> torch.Tensor:
         """The logits (tokens, vocabulary) behind each of these tokens."""
@@ -138,11 +141,14 @@ def ends_of(generation_config) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-def alternatives(logits: torch.Tensor, token: int, count: int) -> Alternatives:
-    """The drawn token's log probability and those of so many of the likeliest, before any temperature or penalty, as vLLM gives them."""
+def alternatives(logits: torch.Tensor, tokens: list[int], count: int) -> list[Alternatives]:
+    """Of logits (N, V) and N tokens: each token's log probability and those of so many of the likeliest, before any temperature or penalty, as vLLM gives them."""
     logprobs = logits.log_softmax(-1)
-    top = logprobs.topk(count)
-    return {int(i): Likely(float(logprobs[i]), 1 + int((logprobs > logprobs[i]).sum())) for i in (token, *top.indices)}
+    own = logprobs.gather(1, torch.tensor(tokens, dtype=torch.long)[:, None])
+    ranks, top = 1 + (logprobs > own).sum(1), logprobs.topk(count)
+    firsts = 1 + (top.values[:, None, :] > top.values[:, :, None]).sum(2)          # equals have one rank
+    return [{token: Likely(value, rank), **{i: Likely(v, r) for i, v, r in zip(ids, values, places, strict=True)}} for token, value, rank, ids, values, places
+            in zip(tokens, own[:, 0].tolist(), ranks.tolist(), top.indices.tolist(), top.values.tolist(), firsts.tolist(), strict=True)]
 
 
 def penalised(logits: torch.Tensor, prompt: tuple[int, ...], said: list[int], sampling) -> torch.Tensor:
@@ -154,8 +160,9 @@ def penalised(logits: torch.Tensor, prompt: tuple[int, ...], said: list[int], sa
     if said and (sampling.presence_penalty or sampling.frequency_penalty):
         counts = torch.bincount(torch.tensor(said), minlength=len(logits))
         logits -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
-    for token, bias in sampling.logit_bias:
-        logits[token] += bias
+    if sampling.logit_bias:
+        tokens, biases = zip(*sampling.logit_bias, strict=True)
+        logits[list(tokens)] += torch.tensor(biases)
     return logits
 
 

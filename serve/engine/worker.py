@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +36,8 @@ class Settings:
 class Both:
     """The fast engine for what it can do, the exact one for the rest; that is loaded when it is first needed."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, loads: Callable[[], None] = lambda: None):
+        """loads: called before something is done that may take minutes."""
         import torch
         import transformers
 
@@ -43,7 +45,7 @@ class Both:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(settings.threads or torch.get_num_threads())
-        self.settings, self.fast, self.exact, self.based, self.structures = settings, None, None, None, set()
+        self.settings, self.loads, self.fast, self.exact, self.based, self.structures = settings, loads, None, None, None, set()
         if settings.fast:
             from serve.engine.openvino import CONVERTED, OpenVino, convert
 
@@ -66,6 +68,7 @@ class Both:
         if self.exact is None:
             from serve.engine.exact import Exact
 
+            self.loads()
             self.exact = Exact(self.settings.folder)
         return self.exact
 
@@ -98,11 +101,11 @@ class Both:
 
 
 def work(pipe: Connection, settings: Settings) -> None:
-    """Until the pipe closes: ("job", Job), ("drop", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words), ("failed", where) and ("pong", n) out."""
+    """Until the pipe closes: ("job", Job), ("drop", id) and ("ping", n) in; ("ready", facts), ("steps", {id: Step}), ("refused", id, words), ("failed", where), ("loading",) and ("pong", n) out."""
     for number in (signal.SIGINT, signal.SIGTERM):          # the parent's to answer: what was begun is made to its end
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
-    engine = Both(settings)
+    engine = Both(settings, lambda: pipe.send(("loading",)))
     pipe.send(("ready", {"engine": "openvino" if settings.fast else "transformers"}))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)            # from here on libraries may speak of what customers wrote
     try:
