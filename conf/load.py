@@ -36,6 +36,8 @@ def load_config(overrides: list[str], name: str = "config") -> DictConfig:
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, name)) from None
+    if (run := OmegaConf.select(config, "run_name")) is not None and not re.fullmatch(r"\w[\w.-]*", str(run)):
+        raise ConfigError(f"run_name={run} is no name of a folder: letters, digits, '.', '-' and '_'; where it lies is run_dir's to say")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=… to the command line")

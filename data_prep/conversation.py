@@ -161,15 +161,15 @@ def truncate(messages: list[Message], max_tokens: int, count_tokens: Callable[[l
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, object]]:
-    """Yield (line number from 1, parsed JSON or None where the line is not JSON) of a `.jsonl` or `.jsonl.gz`."""
+    """Yield (line number from 1, parsed JSON or None where the line is not JSON in UTF-8) of a `.jsonl` or `.jsonl.gz`."""
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", errors="replace") as lines:
+    with opener(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError:
                 yield number, None
 

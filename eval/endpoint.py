@@ -78,5 +78,5 @@ def run(config) -> None:
         write_json(out / "scorecard.json", {"candidates": {"endpoint": {"served": row}}})
         write_json(out / "decision.json", {"passes": not reasons, "reasons": reasons or ["passes every gate"]})
         verdict = "passes every gate" if not reasons else f"does not pass: {', '.join(reasons)}"
-        page(out / "report.html", f"Evaluation of {config.endpoint_model}", [f"<p><b>{config.endpoint_model} at {config.endpoint} {verdict}.</b></p>", *served.sections({"endpoint": records}, {"endpoint": {"served": row}}, gates, {})])
+        page(out / "report.html", f"Evaluation of {config.endpoint_model}", [f"<p><b>{config.endpoint_model} at {config.endpoint} {verdict}.</b></p>", *served.sections({"endpoint": records}, {"endpoint": {"served": row}}, gates, {}, ours=False)])
         out.summary(f"{config.endpoint_model} {verdict}")

@@ -17,10 +17,10 @@ from serve.handoff import P_PERSON
 WORST = 10
 
 
-def sections(records: dict[str, dict], scorecard: dict, hard_gates: dict[str, float], views: dict[str, list]) -> list[str]:
-    """The page's parts for each candidate that went through the full suites; `views`: the business view of each that has one."""
+def sections(records: dict[str, dict], scorecard: dict, hard_gates: dict[str, float], views: dict[str, list], ours: bool = True) -> list[str]:
+    """The page's parts for each candidate that went through the full suites; `views`: the business view of each that has one; `ours`: whether the guard that is spoken of is this project's, else an endpoint's own, if it has one, cannot be told from its model."""
     parts = ["<h2>What would be served: the model behind the guard</h2>", "<p>The guard looks at each reply before the customer gets it. <b>Alone</b> is the model without it. "
-             "A gate counts what is served; where both columns pass, the model does it by itself, where only the first does, the guard does it.</p>"]
+             "A gate counts what is served; where both columns pass, the model does it by itself, where only the first does, the guard does it.</p>"] if ours else ["<h2>What it does</h2>", "<p>What stands behind the address is tried as it is: what its model does alone cannot be seen, so <b>served</b> and <b>alone</b> are one, and of what would be found by words it is this project's guard that is spoken of.</p>"]
     for name, suites in records.items():
         parts += [f"<h3>{name}</h3>", gates(scorecard[name]["served"], hard_gates)]
         if name in views:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from data_prep.conversation import Message
-from data_prep.hermes import OPEN, parse_reply
+from data_prep.hermes import CLOSE, OPEN, parse_reply
 from serve.engine import Alternatives, EngineError, Job, TokenEngine
 from serve.handoff import TRANSFER, Guarded
 from serve.text import Reader, Text
@@ -103,8 +103,8 @@ class Release:
     def end(self) -> tuple[str, list[dict]]:
         """(the rest of the words, the tool calls) of the whole reply, or of what stands in its place."""
         whole = parse_reply(self.text)
-        if self.guard and OPEN in self.text and not whole.get("tool_calls"):           # a call that was cut off or cannot be read is nothing to say to a customer
-            self.text, self.is_changed = self.text[:self.text.index(OPEN)].rstrip(), True
+        if self.guard and not whole.get("tool_calls") and (OPEN in self.text or CLOSE in self.text):           # a call that was cut off or cannot be read is nothing to say to a customer
+            self.text, self.is_changed = self.text[:self.text.index(OPEN)].rstrip() if OPEN in self.text.partition(CLOSE)[0] else "", True
             whole = parse_reply(self.text)
         if self.with_tools and self.one_call and len(whole.get("tool_calls") or []) > 1:
             whole, self.is_changed = {**whole, "tool_calls": sorted(whole["tool_calls"], key=lambda call: call["function"]["name"] != TRANSFER)[:1]}, True           # a handoff rather than anything else
@@ -125,8 +125,11 @@ class Release:
         if self.hands_over:
             self.is_changed = True
             return {**reply, "content": whole["content"] or ("" if self.begun.strip() else reply["content"])}
-        if calls and not self.with_tools and self.replaced is None:          # it goes out as text
-            self._judge(self.text)
+        if calls and not self.with_tools and self.replaced is None:          # nobody there makes calls, and no customer is to read one: whoever needs more than words goes to a person
+            self.text, self.is_changed, nothing = self.text[:self.text.index(OPEN)].rstrip(), True, {"role": "assistant", "content": ""}
+            reply, reason = self.guard(nothing)
+            self.replaced = reply if reason else None
+            return nothing
         return whole
 
     def _after(self, content: str) -> str:

@@ -160,7 +160,7 @@ def test_a_few_bad_lines_are_counted_and_quarantined(jsonl, tmp_path):
     jsonl.data.max_bad_fraction = 0.5
     run(jsonl)
     quarantine = [q for _, q in read_jsonl(require(jsonl, "anonymise", "t") / "quarantine.jsonl")]
-    assert {"id": "in.jsonl line 5", "reasons": ["not JSON"]} in quarantine
+    assert {"id": "in.jsonl line 5", "reasons": ["not JSON in UTF-8"]} in quarantine
 
 
 def test_a_rating_of_seven_is_refused_with_its_line(jsonl, tmp_path):
@@ -179,3 +179,10 @@ def test_the_filter_gives_one_line_out_per_line_in_in_order():
     assert out[1] == {"id": None, "quarantined": ["not JSON"]}
     assert out[2] == sealed
     assert out[3]["quarantined"] == ["lacks `messages`"]
+
+
+@pytest.mark.parametrize(("text", "is_one"), [("It went out to the card ending 4821 on Monday.", False), ("Pick it up at the dock ending 12.", False), ("I live at The Ridings 12.", True), ("rue Victor Hugo 7", True)])
+def test_the_end_of_a_card_is_no_street(text, is_one):
+    from data_prep.pii.address import addresses
+
+    assert bool(list(addresses(text, None, "fr" if text.startswith("rue") else "en"))) == is_one

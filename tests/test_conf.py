@@ -85,3 +85,9 @@ def test_a_launcher_is_found_beside_this_python_and_one_that_is_nowhere_is_named
     assert launcher(load_config([])) == [sys.executable]
     with pytest.raises(StageError, match="no command torchrum"):
         launcher(load_config(["hardware.launcher=torchrum --nproc_per_node 2"]))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", ".hidden", "a b"])
+def test_a_runs_name_is_no_way_out_of_its_folder(name):
+    with pytest.raises(ConfigError, match="run_name"):
+        load_config([f"run_name='{name}'"])

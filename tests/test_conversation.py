@@ -104,3 +104,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError):
         write_jsonl(path, breaks())
     assert list(read_jsonl(path)) == [(1, {"old": 1})]
+
+
+def test_a_line_that_is_not_utf8_is_a_bad_record_and_not_garbled(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "£"}\n'.encode() + '{"a": "£"}\n'.encode("latin-1") + b'{"a": 1}\n')
+    assert list(read_jsonl(path)) == [(1, {"a": "£"}), (2, None), (3, {"a": 1})]

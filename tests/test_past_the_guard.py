@@ -106,6 +106,15 @@ def test_no_message_is_too_long_to_be_read(policy, said):
         assert [call["name"] for call in asked(url, [user | {"content": said}])["calls"]] == [TRANSFER]
 
 
+@pytest.mark.parametrize("reply", ['order_status"}}</tool_call>', '<tool_call>{"name": "set_topic", "arguments": {"topic": "order"}}</tool_call>', f"One moment. {REFUND}"])
+def test_who_knows_no_tools_is_shown_no_call_and_gets_a_person(policy, reply):
+    with saying([reply], policy=policy) as url:
+        got = asked(url, [user | {"content": "Where is my order?"}])
+        assert "tool_call" not in got["words"]
+        assert "}" not in got["words"]
+        assert [call["name"] for call in got["calls"]] == [TRANSFER]
+
+
 @pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": "none"}])
 def test_a_call_that_goes_out_as_text_is_judged_as_text(policy, more):
     with saying(['<tool_call>{"name": "say", "arguments": {"text": "You will get the money back."}}</tool_call>'], policy=policy) as url:

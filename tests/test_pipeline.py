@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -233,3 +234,22 @@ def test_the_table_of_stages_is_in_order():
     names = [stage.name for stage in STAGES]
     for stage in STAGES:
         assert all(names.index(need) < names.index(stage.name) for need in stage.needs), stage.name
+
+
+@pytest.mark.slow
+def test_told_to_stop_the_pipeline_takes_its_stage_with_it(tmp_path):
+    """As a cluster or a container does it: the process alone is told, not its group."""
+    running = subprocess.Popen([sys.executable, "-m", "training.pipeline", f"run_dir={tmp_path}/run", "generate.conversations=200000", "stages=[generate]"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def stages() -> list[psutil.Process]:
+        return [child for child in psutil.Process(running.pid).children(recursive=True) if "--stage" in child.cmdline()]
+
+    until = time.monotonic() + 60
+    while not (found := stages()):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    running.terminate()
+    assert running.wait(40) == 130
+    assert "the same command goes on from here" in running.stderr.read()
+    psutil.wait_procs(found, 5)
+    assert not any(stage.is_running() for stage in found)

@@ -32,6 +32,11 @@ def job(config, number: int) -> tuple[int, int, int, int]:
     return number, os.getpid(), torch.get_num_threads(), config.hardware.threads
 
 
+def test_no_job_is_no_mistake():
+    """An archive without a company pack has no finalists: its evaluation ended here."""
+    assert side_by_side(load_config(["hardware.threads=2"]), job, []) == []
+
+
 def waiting(config, folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(600)

@@ -17,6 +17,7 @@ import importlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ STAGES = (
     Stage("endpoint", "eval.endpoint", (), ("evaluate", "endpoint", "endpoint_model"), company=True),
 )
 # For glibc: freed memory is kept for the next tensors. Given back, as is the default, every step asks for it page by page again: about a twentieth of the processor's time of a small model.
+STOPS = 20            # seconds that a stage has to end when it is told to
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "MALLOC_TOP_PAD_": str(1 << 28)}
 NOT_ITS_OWN = {"anonymise": ("signoff", "max_residual")}     # keys of a block that its stage does not read: to waive the sign-off anonymises nothing again
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -130,6 +132,8 @@ def why(folder: Path, wanted: dict) -> str:
     if manifest is None:
         return "resuming" if folder.with_name(folder.name + ".partial").exists() else "not done yet"
     changed = [kind for kind in wanted if manifest["made_from"].get(kind) != wanted[kind]]
+    if folder.name == "endpoint" and not changed:
+        return "asked anew each time: what answers there may be another one today"
     return f"changed: {', '.join(changed)}" if changed else "an output is missing or was changed"
 
 
@@ -175,7 +179,16 @@ def start(config, stage: Stage, wanted: dict, lock: int) -> None:
         environment["OMP_NUM_THREADS"] = str(config.hardware.threads)
     if config.hardware.trainer.use_cpu:
         environment = {**KEEP_MEMORY, **environment, "CUDA_VISIBLE_DEVICES": ""}      # or libraries would take a GPU in sight, and several processes speak NCCL
-    code = subprocess.run(command, env=environment, cwd=ROOT, check=False, pass_fds=[lock]).returncode
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, pass_fds=[lock])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:            # a launcher passes it on to what it has started
+        process.terminate()
+        try:
+            process.wait(STOPS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
     if code != 0:
         raise StageError(f"stage {stage.name} stopped (exit {code}); what it finished is kept, the same command goes on from there")
 
@@ -264,6 +277,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         print("stages:", ", ".join(built()))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)           # what a cluster or a container says is what Ctrl-C says: the stage ends too
     try:
         config = load_config([a for a in arguments if a != "--show"])
         if "--show" in arguments:

@@ -15,7 +15,7 @@ from training.models import quieten
 
 def at_once(config, jobs: int) -> int:
     """How many jobs run at a time: on a CPU as many as it has threads, else one."""
-    return min(config.hardware.threads or 1, jobs) if config.hardware.trainer.use_cpu else 1
+    return max(1, min(config.hardware.threads or 1, jobs)) if config.hardware.trainer.use_cpu else 1
 
 
 def side_by_side(config, function: Callable, jobs: list[tuple]) -> list:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ class Reader:
     def _checked(self, where: str, record: object, make: Callable, kind: str):
         self.counts[kind] += 1
         if record is None:
-            return self._reject(where, "not JSON", kind)
+            return self._reject(where, "not JSON in UTF-8", kind)
         if isinstance(record, str):
             return self._reject(where, record, kind, bad=False)
         try:
@@ -136,7 +137,7 @@ class Reader:
         if bad > self.data.max_bad_fraction * total and (final or total >= FIRST_FEW):
             first = next(b for b in self.bad if b["kind"] == kind and b["bad"])
             raise StageError(f"{bad} of the first {total} {kind} cannot be used (first: {first['where']}: {first['reason']}); "
-                             f"mend the source, or allow more with data.max_bad_fraction={bad / total:.2f}")
+                             f"mend the source, or allow more with data.max_bad_fraction={math.ceil(100 * bad / total) / 100:.2f}")
 
 
 def _excluded(path: str | None) -> frozenset[str]:

@@ -66,7 +66,7 @@ def _street_before_number(seen: str, number: int, language: str) -> int | None:
         word = words[place].group().casefold()
         if (word in before or (word in everywhere and words[place + 1].group()[0].isupper() and place == len(words) - 2)) and not _digit.search(seen, words[place].end(), number):
             between = words[place + 1:]
-            if len(between) <= 2 or all(word.group()[0].isupper() or word.group().casefold() in _small for word in between):
+            if (len(between) <= 2 and word != "the") or all(word.group()[0].isupper() or word.group().casefold() in _small for word in between):
                 return words[place].start()
     return None
 
