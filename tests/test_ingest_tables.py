@@ -71,6 +71,14 @@ def test_csv_order_is_by_time_where_each_row_has_one(table):
     assert spoken(next(table("\n".join([*late_first, "1;client;c;;"]).encode()).conversations()))[0] == ("assistant", "b")
 
 
+def test_a_time_that_cannot_be_read_is_a_bad_record_and_not_none(table):
+    """Without their times a split by time would have nothing to split."""
+    rows = [HEADER, "1;client;hello;03/04/2026 10:15;", "1;agent;hi;03/04/2026 10:16;", "2;client;hello;2026-03-01 10:00;", "2;agent;hi;;"]
+    reader = table("\n".join(rows).encode())
+    assert [c.id for c in reader.conversations()] == ["2"]
+    assert "row 1 has a time that cannot be read" in reader.bad[0]["reason"]
+
+
 def test_csv_what_cannot_be_used_has_a_reason_without_text(table):
     reader = table("\n".join([*ROWS, f"3;boss;{SECRET};;", f"4;client;{SECRET}", f";client;{SECRET};;"]).encode())
     assert {c.id for c in reader.conversations()} == {"1", "2"}

@@ -134,6 +134,8 @@ def _conversation(rows: list[dict], roles: dict[str, str]) -> object:
     first = rows[0]
     if first["conversation_id"] is None:
         return BadRecord(f"{len(rows)} rows lack the conversation's id")
+    if odd := next((row["row"] for row in rows if row.get("at") not in (None, "") and moment(row["at"]) is None), None):
+        return BadRecord(f"row {odd} has a time that cannot be read: 2026-03-01T09:12:00Z, or seconds since 1970, is wanted; or data.columns.at=null, if no time is needed")
     if all(moment(row.get("at")) for row in rows):
         rows = sorted(rows, key=lambda row: moment(row["at"]))
     left_out, messages = Counter(), []
