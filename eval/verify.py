@@ -11,6 +11,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ def served(model: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "serve", f"model={model}", f"port={port}", "served_model_name=supportloop"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tempfile.TemporaryFile()           # noqa: SIM115, closed with the process; a pipe that nobody reads would fill
+    process = subprocess.Popen([sys.executable, "-m", "serve", f"model={model}", f"port={port}", "served_model_name=supportloop"], stdout=subprocess.DEVNULL, stderr=log)
     try:
         deadline = time.time() + START_SECONDS
         while True:
@@ -44,7 +46,8 @@ def served(model: Path) -> Iterator[str]:
                 break
             except OSError:
                 if process.poll() is not None:
-                    raise StageError(f"python -m serve stopped at once: {process.stderr.read().decode().strip().splitlines()[-1:]}") from None
+                    log.seek(0)
+                    raise StageError(f"python -m serve stopped at once: {log.read().decode().strip().splitlines()[-1:]}") from None
                 if time.time() > deadline:
                     raise StageError(f"python -m serve did not answer within {START_SECONDS} s") from None
                 time.sleep(0.2)
@@ -52,6 +55,7 @@ def served(model: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+        log.close()
 
 
 def run(config) -> None:

@@ -72,13 +72,14 @@ def main(arguments: list[str]) -> int:
         from serve.tracing import traced
 
         app, end = traced(app, config.traces)
-    log_to_stderr()
+    written = log_to_stderr()
     try:
         return uvloop.run(serve(app, service.queue, door, listener, config))
     except EngineError as problem:
         return refuse(str(problem))
     finally:
         end()
+        written()
 
 
 def refuse(words: str) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import logging.handlers
 import os
+import queue
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from serve.engine import where
@@ -17,6 +19,7 @@ from serve.keys import Rate, owner
 from serve.protocol import error
 
 OPEN = ("/health", "/ready", "/ping", "/metrics", "/version")         # what needs no key; all else does, whatever else there will be
+LINES = 10_000        # of the log that may wait
 log = logging.getLogger("supportloop.serve")
 
 
@@ -124,12 +127,23 @@ class _Behind:
                 log.info(json.dumps({"event": "request", "id": identity, "method": scope["method"], "path": scope["path"][:80], "status": status, "ms": round(1000 * (time.monotonic() - began), 1), "key": scope["state"].get("key")}))
 
 
-def log_to_stderr() -> None:
-    """One JSON object a line, with the time, on stderr, whatever becomes of that for others (`only_our_lines`)."""
+def log_to_stderr() -> Callable[[], None]:
+    """One JSON object a line, with the time, on stderr, whatever becomes of that for others (`only_our_lines`). A thread writes them: nobody's reply waits for who reads the log, and what nobody reads is dropped.
+
+    Returns what gives the last lines a moment to be written."""
+    waiting: queue.Queue = queue.Queue(LINES)
     handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", buffering=1))
     handler.setFormatter(_Lines())
-    log.handlers, log.propagate = [handler], False
+    log.handlers, log.propagate = [logging.handlers.QueueHandler(waiting)], False
     log.setLevel(logging.INFO)
+    logging.handlers.QueueListener(waiting, handler).start()
+
+    def end() -> None:
+        until = time.monotonic() + 1
+        while not waiting.empty() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    return end
 
 
 @contextlib.contextmanager

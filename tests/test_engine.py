@@ -318,6 +318,21 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_stop_nobody(parrot, tmp
         server.wait()
 
 
+def test_a_log_that_nobody_reads_stops_nobody(parrot):
+    """A pipe holds 64 KB: the endpoint stood still when it was full, and with it the stage that verifies a release."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-m", "serve", f"model={parrot}", f"port={port}", "guard=false"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"), 90)
+        with httpx.Client() as client:
+            assert {client.get(f"http://127.0.0.1:{port}/v1/models", timeout=10).status_code for _ in range(1000)} == {200}
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
 def is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready").status_code == 200
