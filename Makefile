@@ -49,7 +49,7 @@ serve: setup  ## Serve runs/dev/export/model on http://127.0.0.1:8000/v1
 test: setup  ## All tests
 	$(PY) -m pytest $(ARGS)
 
-test-fast: setup  ## The tests that train and serve nothing, about a minute
+test-fast: setup  ## The tests that train and serve no model, about three minutes
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
 test-extras: setup  ## Ray and lm-evaluation-harness, installed into .venv, and the tests that want them

@@ -30,7 +30,7 @@ from serve.door import Door
 from serve.engine import EngineError, Impossible, where
 from serve.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Refused, TokenizeRequest, error
 from serve.queue import Full
-from serve.service import Service
+from serve.service import Service, at_leisure
 from serve.text import NoText
 
 AGAIN = "1"           # seconds, of Retry-After
@@ -144,8 +144,8 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
             return await made(await prepared(completions, body, f"cmpl-{request.state.id}", request), body.stream, request)
 
     async def prepared(prepare, body, identity: str, request: Request):
-        """What is long, or has a structure to be read, in a thread, so that others are served meanwhile."""
-        return prepare(service, body, identity) if is_short(request) and body.structured_outputs is None and body.response_format is None else await asyncio.to_thread(prepare, service, body, identity)
+        """A structure takes its time to be read too."""
+        return await at_leisure(is_short(request) and body.structured_outputs is None and body.response_format is None, prepare, service, body, identity)
 
     async def made(asked, stream: bool | None, request: Request) -> Response:
         if stream:
@@ -164,7 +164,7 @@ def create_app(service: Service, door: Door | None = None, with_completions: boo
                 return text.ids(body.prompt, body.add_special_tokens is not False)
             return text.whole([m.plain() for m in body.messages], [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None, add_generation_prompt=body.add_generation_prompt is not False)
 
-        ids = read() if is_short(request) else await asyncio.to_thread(read)
+        ids = await at_leisure(is_short(request), read)
         return {"count": len(ids), "max_model_len": text.max_tokens, "tokens": ids, "token_strs": text.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None}
 
     @app.post("/detokenize")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from serve.engine import Alternatives, Sampling
 from serve.handoff import guarded
 from serve.protocol import ChatRequest, NamedTool, Refused, chat_logprobs, prompt_logprobs, usage, whole
 from serve.replies import Piece, Release
-from serve.service import Service, merged, together
+from serve.service import Service, at_leisure, merged, together
 
 LONG = 8192           # characters of a conversation which the guard reads in no time
 SEEN = 65536          # characters before what the customer wrote last that the guard looks at, whatever the model holds
@@ -64,14 +63,17 @@ class Chat:
         policy, held = self.service.policy, Out(index)
         guard = (lambda reply: guarded(self.messages, reply, policy)) if policy else None
         release = Release(bool(self.request.tools) and self.request.tool_choice != "none", guard, self.begun if policy else "", self.request.parallel_tool_calls is False)
+        is_short = not policy or sum(len(message["content"]) for message in self.messages) <= LONG         # the guard reads all of it
         out = Out(index)
         made = self.service.choice(self.request, f"{self.identity}-{index}", self.model, self.prompt, self.sampling, index, words_only=bool(policy))
         try:
             async for piece in made:
                 out = self._with(out, piece)
-                out.content += await self._at_leisure(release.feed, piece.text)
+                out.content += await at_leisure(is_short, release.feed, piece.text)
                 if policy:
-                    held.tokens, held.logprobs, out.tokens, out.logprobs = held.tokens + out.tokens, held.logprobs + out.logprobs, [], []
+                    held.tokens += out.tokens
+                    held.logprobs += out.logprobs
+                    out.tokens, out.logprobs = [], []
                 if release.replaced is not None:
                     out.finish = "stop"
                 if out.finish:
@@ -81,9 +83,9 @@ class Chat:
                     out = Out(index, made=out.made)
         finally:
             await made.aclose()
-        rest, out.calls = await self._at_leisure(release.end)
+        rest, out.calls = await at_leisure(is_short, release.end)
         out.content += rest
-        if policy and not release.is_changed:
+        if policy and not release.is_changed and (self.request.return_token_ids or held.logprobs):
             kept = self.service.text.within(held.tokens, len(release.text))         # a stop string may have cut within a token
             out.tokens, out.logprobs = held.tokens[:kept], held.logprobs[:kept]
         if release.replaced is not None:
@@ -91,11 +93,6 @@ class Chat:
         if out.calls:
             out.finish = "stop" if self.is_named and release.replaced is None else "tool_calls"
         yield out
-
-    async def _at_leisure(self, look: Callable, *what):
-        """The guard reads all of a conversation: a long one in a thread, so that others are served meanwhile."""
-        is_long = self.service.policy and sum(len(message["content"]) for message in self.messages) > LONG
-        return await asyncio.to_thread(look, *what) if is_long else look(*what)
 
     @staticmethod
     def _with(out: Out, piece: Piece) -> Out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
 from serve.engine import EngineError, Job, Sampling
@@ -84,6 +84,11 @@ async def together(parts: Sequence[Coroutine]) -> list:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def at_leisure(is_short: bool, look: Callable, *what):
+    """What is short at once; else in a thread, so that others are served meanwhile."""
+    return look(*what) if is_short else await asyncio.to_thread(look, *what)
 
 
 async def merged(sources: Sequence[AsyncIterator]) -> AsyncIterator:

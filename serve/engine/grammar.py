@@ -5,6 +5,7 @@ JSON is written without blanks between its parts: a small model that may write b
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -15,8 +16,9 @@ LONGEST, DEEPEST = 32768, 64           # characters of what describes a reply, a
 PLAIN, UNROLLED = 20000, 10000         # characters of a grammar, and copies that its repetitions make, up to which the fast engine's reader is quick
 
 
+@functools.lru_cache(maxsize=64)
 def ebnf(kind: str, text: str) -> str:
-    """Of a `Sampling.grammar`. Raises: ValueError, in words for clients, where it is none."""
+    """Of a `Sampling.grammar`. Raises: ValueError, in words for clients, where it is none. Kept, for it is asked to refuse, to choose an engine, and by that."""
     if len(text) > LONGEST or _depth(text) > DEEPEST:
         raise ValueError(f"structured output: at most {LONGEST} characters, and {DEEPEST} levels of brackets")
     try:
